@@ -1,0 +1,1 @@
+"""Short runnable stories on the public API of worldgen."""

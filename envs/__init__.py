@@ -1,0 +1,1 @@
+"""Real environments behind Gymnasium, their scripted drivers, and the recorder."""

@@ -1,0 +1,1 @@
+"""Tests mirror the tree; factories make the tiny worlds they run on."""

@@ -1,0 +1,73 @@
+"""Video files: what is written comes back, frame by frame, and bad files are named."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from worldgen.data.video import VideoWriter, read_video, write_video
+from worldgen.errors import DataError
+
+
+def _noise(length: int, height: int = 16, width: int = 24) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (length, height, width, 3), np.uint8)
+
+
+def test_lossless_video_returns_every_value_of_every_frame(tmp_path: Path) -> None:
+    frames = _noise(70)
+    write_video(tmp_path / "noise.mp4", frames, 50 / 3, lossless=True)
+    assert np.array_equal(read_video(tmp_path / "noise.mp4"), frames)
+
+
+def test_lossless_video_has_key_frames_at_most_thirty_apart_and_no_reordering(
+    tmp_path: Path,
+) -> None:
+    write_video(tmp_path / "noise.mp4", _noise(70), 20.0, lossless=True)
+    with av.open(str(tmp_path / "noise.mp4")) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
+        assert container.streams.video[0].average_rate == 20
+    assert max(np.diff([*keys, 70])) <= 30
+    assert all(packet.pts == packet.dts for packet in packets)
+
+
+def test_lossy_video_of_a_smooth_picture_is_close_and_scaled(tmp_path: Path) -> None:
+    ramp = np.broadcast_to(np.arange(0, 128, 4, dtype=np.uint8)[:, None, None], (32, 32, 3))
+    write_video(tmp_path / "ramp.mp4", (ramp for _ in range(5)), 10.0, scale=2)
+    frames = read_video(tmp_path / "ramp.mp4")
+    assert frames.shape == (5, 64, 64, 3)
+    assert np.abs(frames[:, ::2, ::2].astype(int) - ramp).mean() < 3
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    write_video(path, _noise(3), 10.0, lossless=True)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="change size: first"):
+        write_video(path, [_noise(1)[0], _noise(1, 8, 8)[0]], 10.0, lossless=True)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_frames_that_are_not_uint8_rgb_are_refused(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "clip.mp4", 10.0) as video:
+        with pytest.raises(DataError, match=r"uint8 \[height, width, 3\], got float64 \(4, 4, 3\)"):
+            video.write(np.zeros((4, 4, 3)))  # type: ignore[arg-type]
+        with pytest.raises(DataError, match="even sides, got 5x4"):
+            video.write(np.zeros((5, 4, 3), np.uint8))
+
+
+def test_no_frames_make_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no frames to write"):
+        write_video(tmp_path / "clip.mp4", [], 10.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no video at .*none\.mp4"):
+        read_video(tmp_path / "none.mp4")
+    (tmp_path / "text.mp4").write_text("not a video")
+    with pytest.raises(DataError, match=r"text\.mp4 is damaged or not a video"):
+        read_video(tmp_path / "text.mp4")

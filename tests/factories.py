@@ -1,0 +1,121 @@
+"""Tiny worlds with random weights, made in a blink."""
+
+from pathlib import Path
+
+import torch
+
+from worldgen.generation import SamplingConfig, Start
+from worldgen.models import InterleavedConfig, InterleavedTransformer, save_world_model
+from worldgen.pipeline import EnvironmentCard, WorldCard, save_starts
+from worldgen.tokenizers.action import ActionSchema, ActionTokenizer, Categorical
+from worldgen.tokenizers.quantizers import FSQConfig
+from worldgen.tokenizers.visual import (
+    ConvolutionalTokenizerConfig,
+    build_visual_tokenizer,
+    save_visual_tokenizer,
+)
+from worldgen.tokenizers.visual.patch import PatchConfig
+
+
+def car_schema() -> ActionSchema:
+    """Return a schema like that of the car: two groups of three options."""
+    return ActionSchema(
+        groups=(
+            Categorical("steering", ("none", "left", "right")),
+            Categorical("pedals", ("none", "gas", "brake")),
+        ),
+        named={
+            "nothing": {},
+            "left": {"steering": "left"},
+            "right": {"steering": "right"},
+            "gas": {"pedals": "gas"},
+            "brake": {"pedals": "brake"},
+        },
+        keys={
+            "ArrowLeft": "left",
+            "ArrowRight": "right",
+            "ArrowUp": "gas",
+            "ArrowDown": "brake",
+        },
+    )
+
+
+def tiny_model_config(**changes: int | tuple[int, ...]) -> InterleavedConfig:
+    """Return a model for the tiny tokenizer below, a few thousand weights."""
+    sizes: dict[str, int | tuple[int, ...]] = {
+        "rows": 8,
+        "columns": 8,
+        "codebook_size": 64,
+        "num_action_tokens": 2,
+        "action_vocabulary_size": 6,
+        "width": 16,
+        "num_heads": 2,
+        "num_key_value_heads": 1,
+        "feed_forward_width": 24,
+        "windows": (2, 1, 4),
+        "within_frame_depth": 1,
+        "token_embedding_width": 8,
+    }
+    return InterleavedConfig(**(sizes | changes))  # type: ignore[arg-type]
+
+
+def tiny_tokenizer_config() -> ConvolutionalTokenizerConfig:
+    """Return a frame tokenizer 64 x 64 to 8 x 8 with 64 codes."""
+    patch = PatchConfig(patch=8, width=8, blocks=1)
+    return ConvolutionalTokenizerConfig(
+        frame_height=64,
+        frame_width=64,
+        encoder=patch,
+        decoder=patch,
+        quantizer=FSQConfig(levels=(4, 4, 4)),
+    )
+
+
+def tiny_world(
+    folder: Path,
+    *,
+    name: str = "tiny",
+    environment: EnvironmentCard | None = None,
+    seed: int = 0,
+) -> Path:
+    """Write a world with random weights and two starts; return its folder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = build_visual_tokenizer(tiny_tokenizer_config()).eval()
+        model = InterleavedTransformer(tiny_model_config())
+        starts = [
+            Start(
+                visual_ids=torch.randint(0, 64, (4, 64)),
+                action_ids=torch.stack(
+                    (torch.randint(0, 3, (3,)), torch.randint(3, 6, (3,))), dim=-1
+                ),
+            )
+            for _ in range(2)
+        ]
+    if environment is not None:
+        rest = ActionTokenizer(car_schema())
+        starts = [
+            Start(
+                visual_ids=start.visual_ids,
+                action_ids=start.action_ids,
+                environment_seed=number,
+                environment_actions=rest.decode(start.action_ids.numpy()),
+            )
+            for number, start in enumerate(starts)
+        ]
+    card = WorldCard(
+        name=name,
+        title="A tiny world",
+        description="Random weights, for tests.",
+        frames_per_second=16.0,
+        action_schema=car_schema().to_json(),
+        decoders=("whole_frame", "strided:4", "diagonal", "raster"),
+        sampling=SamplingConfig(),
+        environment=environment,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_visual_tokenizer(folder / "tokenizer.safetensors", tokenizer)
+    save_world_model(folder / "model.safetensors", model)
+    save_starts(folder / "starts.safetensors", starts)
+    card.write(folder)
+    return folder

@@ -1,0 +1,350 @@
+"""The page in a real browser: what a visitor does, and what he sees."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("playwright", reason="drives the page with Playwright")
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from worldgen.serving import Limits, running_server
+
+pytestmark = pytest.mark.browser
+
+ARGUMENTS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+LAPTOP = {"width": 1366, "height": 768}
+PHONE = {"width": 390, "height": 844}
+PATIENCE = 60_000
+"""Milliseconds until a test gives up; a machine that trains beside the tests is slow."""
+expect.set_options(timeout=PATIENCE)
+FRAMES = "() => window.worldgen.statistics().frames"
+PIXELS = "canvas => canvas.toDataURL()"
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: Path) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=str(chromium), args=ARGUMENTS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    with visitor(browser, url) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def visitor(browser: Browser, url: str, **context: Any) -> Iterator[Page]:
+    """Open the page in a browser of its own; fail if it reports an error or looks outside."""
+    options: dict[str, Any] = {"viewport": LAPTOP, **context}
+    with contextlib.closing(browser.new_context(**options)) as opened:
+        page = opened.new_page()
+        page.set_default_timeout(PATIENCE)
+        troubles: list[str] = []
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((url.partition("#")[0], "blob:", "data:"))
+                else troubles.append(request.url)
+            ),
+        )
+        page.goto(url)
+        yield page
+        assert troubles == []
+
+
+def begin(page: Page) -> None:
+    """Wait until the world is open."""
+    expect(page.locator("#veil-title")).to_have_text(re.compile("begin"))
+
+
+def play_to(page: Page, frame: int) -> None:
+    """Hold a key until a frame is reached, then pause."""
+    page.keyboard.down("ArrowUp")
+    page.wait_for_function(f"() => window.worldgen.statistics().frame >= {frame}")
+    page.keyboard.up("ArrowUp")
+    page.keyboard.press("KeyP")
+    expect(page.locator("#play")).to_have_text("Play")
+    # A frame that was under way when the key was pressed still arrives.
+    shown, settled = -1, frame_number(page)
+    while shown != settled:
+        page.wait_for_timeout(300)
+        shown, settled = settled, frame_number(page)
+
+
+def frame_number(page: Page) -> int:
+    return int(page.locator("#dream-frame").inner_text().removeprefix("frame "))
+
+
+def drag_to(page: Page, frame: int) -> None:
+    page.locator("#slider").fill(str(frame))
+    expect(page.locator("#dream-frame")).to_have_text(f"frame {frame}")
+
+
+def test_a_key_begins_the_drive_and_the_canvas_changes(page: Page) -> None:
+    begin(page)
+    before = page.locator("#dream").evaluate(PIXELS)
+    page.keyboard.down("ArrowLeft")
+    expect(page.locator(".cap.on")).to_contain_text("left")
+    page.wait_for_function("() => window.worldgen.statistics().frames > 5")
+    page.keyboard.up("ArrowLeft")
+    expect(page.locator(".cap.on")).to_have_count(0)
+    expect(page.locator("#veil")).to_be_hidden()
+    assert page.locator("#dream").evaluate(PIXELS) != before
+    figures = page.evaluate("() => window.worldgen.statistics()")
+    assert figures["frames_per_second"] > 0
+    assert 0 < figures["model_ms_p50"] <= figures["latency_ms_p50"] <= figures["latency_ms_p95"]
+
+
+def test_pause_stands_still_and_a_single_step_takes_one(page: Page) -> None:
+    begin(page)
+    play_to(page, 3)
+    page.wait_for_timeout(300)
+    stood = frame_number(page)
+    page.wait_for_timeout(300)
+    assert frame_number(page) == stood
+    page.locator("#step").click()
+    expect(page.locator("#dream-frame")).to_have_text(f"frame {stood + 1}")
+    page.wait_for_timeout(200)
+    assert frame_number(page) == stood + 1
+
+
+def test_rewinding_previews_and_goes_on_from_there(page: Page) -> None:
+    begin(page)
+    play_to(page, 8)
+    last = page.locator("#dream").evaluate(PIXELS)
+    drag_to(page, 2)
+    page.wait_for_timeout(200)
+    assert page.locator("#dream").evaluate(PIXELS) != last
+    page.get_by_role("button", name="Back to newest").click()
+    expect(page.locator("#dream-frame")).not_to_have_text("frame 2")
+    page.wait_for_timeout(200)
+    assert page.locator("#dream").evaluate(PIXELS) == last
+    drag_to(page, 2)
+    page.locator("#step").click()
+    expect(page.locator("#dream-frame")).to_have_text("frame 3")
+    expect(page.locator("#slider")).to_have_attribute("max", "3")
+
+
+def test_forks_are_kept_and_can_be_switched_between(page: Page) -> None:
+    begin(page)
+    play_to(page, 6)
+    length = frame_number(page)
+    last = page.locator("#dream").evaluate(PIXELS)
+    drag_to(page, 2)
+    page.get_by_role("button", name="Fork here").click()
+    expect(page.locator("#branches")).to_be_visible()
+    expect(page.locator("#slider")).to_have_attribute("max", "2")
+    page.locator("#branches").get_by_role("button", name=f"A · {length} frames").click()
+    expect(page.locator("#slider")).to_have_attribute("max", str(length))
+    assert page.locator("#dream").evaluate(PIXELS) == last
+    page.get_by_role("button", name="Forget branch B").click()
+    expect(page.locator("#branches")).to_be_hidden()
+
+
+def test_a_log_is_saved_loaded_and_verified(page: Page, tmp_path: Path) -> None:
+    begin(page)
+    play_to(page, 5)
+    length = frame_number(page)
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    path = tmp_path / "log.json"
+    download.value.save_as(path)
+    assert len(json.loads(path.read_text())["actions"]) == length
+    page.locator("#surprise").click()
+    expect(page.locator("#dream-frame")).to_have_text("frame 0")
+    page.locator("#file").set_input_files(path)
+    expect(page.locator("#status")).to_have_text(f"Replayed {length} frames: identical to the log.")
+    expect(page.locator("#dream-frame")).to_have_text(f"frame {length}")
+
+
+def test_a_file_that_is_no_log_is_refused_in_words(page: Page, tmp_path: Path) -> None:
+    begin(page)
+    for name, text, message in (
+        ("a.json", "{", "a.json is not a log: it is not JSON."),
+        ("b.json", "{}", "not a rollout log"),
+    ):
+        (tmp_path / name).write_text(text)
+        page.locator("#file").set_input_files(tmp_path / name)
+        expect(page.locator("#status")).to_contain_text(message)
+    play_to(page, 2)
+
+
+def test_the_last_minute_downloads_as_a_video(page: Page, tmp_path: Path) -> None:
+    begin(page)
+    play_to(page, 4)
+    with page.expect_download() as download:
+        page.locator("#video").click()
+    download.value.save_as(tmp_path / "drive.mp4")
+    content = (tmp_path / "drive.mp4").read_bytes()
+    assert content[4:8] == b"ftyp"
+    assert len(content) > 1000
+    assert download.value.suggested_filename.startswith("tiny-seed0-frame")
+
+
+def test_reality_runs_beside_the_dream_and_is_compared_with_it(page: Page) -> None:
+    begin(page)
+    play_to(page, 5)
+    length = frame_number(page)
+    expect(page.locator("#reality-note")).to_have_text(f"frame {length}")
+    expect(page.locator("#reality-veil")).to_be_hidden()
+    expect(page.locator(".likeness b")).to_have_text(re.compile(r"^\d+\.\d dB$"))
+    last = page.locator("#reality").evaluate(PIXELS)
+    drag_to(page, 1)
+    expect(page.locator("#reality-note")).to_have_text("frame 1")
+    assert page.locator("#reality").evaluate(PIXELS) != last
+    page.locator("#step").click()
+    expect(page.locator("#reality-note")).to_have_text("frame 2")
+
+
+def test_without_its_environment_a_world_says_why_and_plays_on(page: Page) -> None:
+    begin(page)
+    page.locator("#worlds button").nth(1).click()
+    expect(page.locator("#reality-text")).to_contain_text("no_such_module")
+    play_to(page, 3)
+
+
+def test_the_pace_is_the_worlds_own_unless_the_visitor_wants_more(page: Page) -> None:
+    begin(page)
+    rate = "() => window.worldgen.statistics().frames_per_second"
+    page.keyboard.press("ArrowUp")
+    page.wait_for_function("() => window.worldgen.statistics().frames > 20")
+    assert page.evaluate(rate) < 17
+    page.get_by_text("on keys only").click()
+    page.wait_for_timeout(200)
+    stood = page.evaluate(FRAMES)
+    page.wait_for_timeout(200)
+    assert page.evaluate(FRAMES) == stood
+    page.get_by_text("fastest").click()
+    page.wait_for_function(f"{FRAMES} > 20")
+
+
+def test_a_new_drive_begins_from_the_start_and_seed_that_were_asked_for(page: Page) -> None:
+    begin(page)
+    page.locator("#start").select_option("1")
+    page.locator("#decoder").select_option("diagonal")
+    page.locator("#seed").click()
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type("7")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("#world=tiny&start=1&seed=7$"))
+    play_to(page, 2)
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    log = json.loads(Path(download.value.path()).read_text())
+    assert (log["start"], log["decoder"]) == (1, "diagonal")
+
+
+def test_the_address_opens_the_same_drive_again(browser: Browser, url: str) -> None:
+    with visitor(browser, f"{url}#world=other&start=1&seed=12") as page:
+        begin(page)
+        expect(page.locator("#seed")).to_have_value("12")
+        expect(page.locator("#start")).to_have_value("1")
+        expect(page.locator("#worlds [aria-pressed=true]")).to_have_text("A tiny world")
+
+
+def test_two_pages_have_a_world_each(browser: Browser, url: str) -> None:
+    with visitor(browser, url) as one, visitor(browser, url) as two:
+        begin(one)
+        begin(two)
+        play_to(one, 4)
+        assert frame_number(two) == 0
+        play_to(two, 2)
+        assert one.locator("#dream").evaluate(PIXELS) != two.locator("#dream").evaluate(PIXELS)
+
+
+def test_a_full_server_says_so_and_lets_in_who_waits(browser: Browser, world_folder: Path) -> None:
+    with (
+        running_server([str(world_folder)], max_sessions=1) as url,
+        visitor(browser, url) as waiting,
+    ):
+        begin(waiting)
+        with visitor(browser, url) as refused:
+            expect(refused.locator("#veil-title")).to_have_text("Every place is taken")
+            expect(refused.locator("#link-text")).to_have_text("all places taken")
+            waiting.goto("about:blank")
+            refused.get_by_role("button", name="Try now").click()
+            begin(refused)
+
+
+def test_a_server_that_goes_away_and_comes_back_brings_the_drive_back(
+    browser: Browser, world_folder: Path
+) -> None:
+    with contextlib.ExitStack() as stack:
+        with running_server([str(world_folder)]) as url:
+            page = stack.enter_context(visitor(browser, url))
+            begin(page)
+            play_to(page, 6)
+            length = frame_number(page)
+            last = page.locator("#dream").evaluate(PIXELS)
+        expect(page.locator("#veil-title")).to_have_text("The server is away")
+        expect(page.locator("#link-text")).to_have_text("server away")
+        port = int(url.rstrip("/").rsplit(":", 1)[1])
+        with running_server([str(world_folder)], port=port):
+            expect(page.locator("#status")).to_contain_text(f"Your run is back: {length} frames")
+            expect(page.locator("#link-text")).to_have_text("connected")
+            assert page.locator("#dream").evaluate(PIXELS) == last
+            page.locator("#step").click()
+            expect(page.locator("#dream-frame")).to_have_text(f"frame {length + 1}")
+            page.close()
+
+
+def test_an_idle_page_sleeps_and_wakes(browser: Browser, world_folder: Path) -> None:
+    limits = Limits(idle_seconds=1.0)
+    with (
+        running_server([str(world_folder)], limits=limits) as url,
+        visitor(browser, url) as page,
+    ):
+        expect(page.locator("#veil-title")).to_have_text("Asleep")
+        page.get_by_role("button", name="Wake up").click()
+        begin(page)
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_a_phone_plays_by_touch_and_nothing_overflows(
+    browser: Browser, url: str, scheme: str
+) -> None:
+    context: dict[str, Any] = {
+        "viewport": PHONE,
+        "has_touch": True,
+        "is_mobile": True,
+        "color_scheme": scheme,
+    }
+    with visitor(browser, url, **context) as page:
+        begin(page)
+        assert page.evaluate("() => document.documentElement.scrollWidth") == PHONE["width"]
+        box = page.locator(".cap", has_text="gas").bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] <= PHONE["height"]
+        assert min(box["width"], box["height"]) >= 44
+        page.locator(".cap", has_text="gas").tap()
+        page.wait_for_function("() => window.worldgen.statistics().frames > 2")
+        assert len(page.screenshot()) > 10_000
+
+
+def test_every_control_has_a_name_and_the_card_can_be_read(page: Page) -> None:
+    begin(page)
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, select")]
+          .filter(each => each.checkVisibility() && each.type !== "file")
+          .filter(each => !(each.textContent.trim() || each.ariaLabel || each.labels?.length))
+          .map(each => each.outerHTML)"""
+    )
+    assert nameless == []
+    page.get_by_role("button", name="About").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Random weights, for tests.")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()

@@ -1,0 +1,150 @@
+"""Vector quantization: nearest codes, running means, revival, and what survives saving."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from worldgen.checkpoint import load_state, load_tensors, save_tensors
+from worldgen.errors import ConfigError
+from worldgen.tokenizers.quantizers import VectorQuantizer, VQConfig
+
+
+def positions(rows: list[list[float]]) -> torch.Tensor:
+    """Return vectors side by side in one row; batch width row column."""
+    return torch.tensor(rows).T.reshape(1, len(rows[0]), 1, len(rows))
+
+
+def two_codes(**settings: float) -> VectorQuantizer:
+    config = VQConfig(codebook_size=2, width=2, revival_period=1000, **settings)  # type: ignore[arg-type]
+    scheme = VectorQuantizer(config)
+    scheme.codebook.copy_(torch.tensor([[0.0, 0.0], [4.0, 0.0]]))
+    scheme.code_uses.fill_(1.0)
+    scheme.code_sums.copy_(scheme.codebook)
+    scheme.steps_seen.fill_(1)
+    return scheme
+
+
+def test_the_nearest_code_is_taken() -> None:
+    scheme = two_codes().eval()
+    output = scheme(positions([[1.0, 1.0], [3.0, 0.0]]))
+    assert output.ids.flatten().tolist() == [0, 1]
+    assert torch.equal(output.quantized, scheme.ids_to_vectors(output.ids))
+
+
+def test_every_id_survives_the_way_to_vectors_and_back() -> None:
+    scheme = VectorQuantizer(VQConfig(codebook_size=50, width=8))
+    ids = torch.arange(50).reshape(1, 5, 10)
+    assert torch.equal(scheme.vectors_to_ids(scheme.ids_to_vectors(ids)), ids)
+
+
+def test_codes_move_to_the_running_mean_of_their_vectors() -> None:
+    scheme = two_codes(decay=0.5).train()
+    scheme(positions([[1.0, 1.0], [1.0, 3.0]]))
+    # Uses 1 -> .5 * 1 + .5 * 2, sums (0, 0) -> .5 * (2, 4): mean (2/3, 4/3). The other code has
+    # no vectors: uses and sums halve alike, and it stays.
+    torch.testing.assert_close(scheme.code_uses, torch.tensor([1.5, 0.5]))
+    torch.testing.assert_close(scheme.codebook, torch.tensor([[2 / 3, 4 / 3], [4.0, 0.0]]))
+
+
+def test_evaluation_leaves_the_codebook_alone() -> None:
+    scheme = two_codes().eval()
+    before = {name: tensor.clone() for name, tensor in scheme.state_dict().items()}
+    scheme(positions([[1.0, 1.0]]))
+    for name, tensor in scheme.state_dict().items():
+        assert torch.equal(before[name], tensor)
+
+
+def test_a_dead_code_moves_to_where_it_is_needed() -> None:
+    scheme = VectorQuantizer(VQConfig(codebook_size=2, width=2, revival_period=1)).train()
+    scheme.codebook.copy_(torch.tensor([[0.0, 0.0], [90.0, 90.0]]))
+    # Everything is nearest to the first code; one vector is far from it.
+    batch = positions([[0.0, 0.0]] * 8 + [[8.0, 0.0]])
+    for _ in range(3):
+        output = scheme(batch)
+    assert sorted(output.ids.flatten().tolist()) in ([0] * 8 + [1], [0] + [1] * 8)
+
+
+def test_many_codes_cover_many_clusters() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(12, 4, generator=generator) * 10
+    config = VQConfig(codebook_size=16, width=4, revival_period=2, decay=0.9)
+    scheme = VectorQuantizer(config).train()
+    for _ in range(60):
+        chosen = centres[torch.randint(12, (64,), generator=generator)]
+        scheme(chosen.T.reshape(1, 4, 8, 8))
+    scheme.eval()
+    output = scheme(centres.T.reshape(1, 4, 3, 4))
+    assert len(set(output.ids.flatten().tolist())) == 12
+    torch.testing.assert_close(output.quantized, centres.T.reshape(1, 4, 3, 4), atol=0.05, rtol=0.0)
+
+
+def test_what_is_served_well_gets_no_second_code() -> None:
+    scheme = VectorQuantizer(VQConfig(codebook_size=8, width=2, revival_period=1)).train()
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
+    for _ in range(40):
+        chosen = centres[torch.randint(3, (64,), generator=generator)]
+        noise = 1e-3 * torch.randn(64, 2, generator=generator)
+        scheme((chosen + noise).T.reshape(1, 2, 8, 8))
+    alive = scheme.codebook[scheme.code_uses >= 0.01]
+    assert (torch.cdist(centres, alive) < 0.05).sum(1).tolist() == [1, 1, 1]
+
+
+def test_codes_in_one_place_are_merged() -> None:
+    scheme = two_codes(decay=0.999).train()
+    scheme.codebook[1] = scheme.codebook[0] + 1e-3
+    scheme.code_sums.copy_(scheme.codebook)
+    scheme.steps_seen.fill_(0)
+    scheme(positions([[0.0, 0.0], [9.0, 0.0]]))
+    # Both uses on the first code; the second is free and moves to the far vector.
+    assert scheme.code_uses[0] > 1.9
+    torch.testing.assert_close(scheme.codebook[1], torch.tensor([9.0, 0.0]))
+
+
+def test_dead_codes_are_not_chosen() -> None:
+    scheme = two_codes().eval()
+    scheme.code_uses[1] = 0.0
+    assert scheme(positions([[1.0, 1.0], [4.0, 0.0]])).ids.flatten().tolist() == [0, 0]
+
+
+def test_training_goes_on_the_same_after_saving_and_loading(tmp_path: Path) -> None:
+    def train(scheme: VectorQuantizer, steps: range) -> None:
+        for step in steps:
+            generator = torch.Generator().manual_seed(step)
+            scheme(torch.randn(2, 4, 3, 3, generator=generator))
+
+    config = VQConfig(codebook_size=16, width=4, revival_period=2, revival_threshold=0.2)
+    whole, first, second = (VectorQuantizer(config).train() for _ in range(3))
+    train(whole, range(10))
+    train(first, range(5))
+    save_tensors(tmp_path / "vq.safetensors", first.state_dict(), {})
+    load_state(second, load_tensors(tmp_path / "vq.safetensors")[0], tmp_path / "vq.safetensors")
+    train(second, range(5, 10))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, second.state_dict()[name]), name
+
+
+def test_the_loss_pulls_vectors_to_their_codes_and_gradients_pass_through() -> None:
+    scheme = two_codes(commitment_weight=0.5).eval()
+    vectors = positions([[1.0, 0.0]]).requires_grad_()
+    output = scheme(vectors)
+    torch.testing.assert_close(output.loss, torch.tensor(0.25))
+    output.quantized.sum().backward()
+    assert vectors.grad is not None
+    assert torch.equal(vectors.grad, torch.ones_like(vectors))
+
+
+def test_mixed_precision_does_not_change_the_ids() -> None:
+    scheme = VectorQuantizer(VQConfig(codebook_size=200, width=8)).eval()
+    vectors = torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = scheme(vectors).ids
+    assert torch.equal(mixed, scheme(vectors).ids)
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match="codebook_size >= 2"):
+        VQConfig(codebook_size=1, width=4)
+    with pytest.raises(ConfigError, match="decay must lie between 0 and 1"):
+        VQConfig(codebook_size=8, width=4, decay=1.0)

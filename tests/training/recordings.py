@@ -1,0 +1,47 @@
+"""A recording small enough for tests: squares of few colours that move over a plain ground."""
+
+from pathlib import Path
+
+import numpy as np
+
+from worldgen.data.episodes import DatasetMetadata, Episode, EpisodeInfo, EpisodeWriter
+from worldgen.tokenizers.action.schema import ActionSchema, Categorical
+
+__all__ = ["write_recording"]
+
+
+def write_recording(folder: Path, *, episodes: int = 2, length: int = 12, size: int = 16) -> Path:
+    """Write `episodes` episodes into each split; return the folder."""
+    schema = ActionSchema(
+        groups=(Categorical(name="move", options=("none", "right")),),
+        named={"nothing": {}, "right": {"move": "right"}},
+        keys={"ArrowRight": "right"},
+    )
+    metadata = DatasetMetadata(
+        environment={"id": "none", "options": {}},
+        frames_per_second=10.0,
+        frame_height=size,
+        frame_width=size,
+        action_schema=schema.to_json(),
+        columns={},
+    )
+    metadata.write(folder)
+    random = np.random.default_rng(0)
+    for split in ("train", "validation", "test"):
+        writer = EpisodeWriter(folder / split, metadata.frames_per_second)
+        for index in range(episodes):
+            frames = np.full((length, size, size, 3), 60, dtype=np.uint8)
+            for frame in frames:
+                row, column = random.integers(0, size - 4, 2)
+                frame[row : row + 4, column : column + 4] = (200, 40, 100 + 100 * index)
+            writer.write(
+                Episode(
+                    frames=frames,
+                    actions=np.zeros((length, 1), dtype=np.int64),
+                    columns={},
+                    info=EpisodeInfo(
+                        index=index, seed=index, length=length, driver="none", split=split
+                    ),
+                )
+            )
+    return folder

@@ -1,0 +1,297 @@
+"""Make a world folder of two trainings: `python -m train.package_world experiment=car_racing`."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from einops import rearrange
+from omegaconf import DictConfig
+from torch import nn
+
+from worldgen.checkpoint import file_hash, load_tensors, save_tensors, write_text
+from worldgen.config import build
+from worldgen.data.episodes import SPLITS, Dataset
+from worldgen.errors import CheckpointError, DataError, WorldgenError
+from worldgen.evaluation.clips import load_clips, write_clip_specs
+from worldgen.evaluation.machine import hardware
+from worldgen.evaluation.report import format_figure
+from worldgen.evaluation.world import PROBES_FILE
+from worldgen.generation import SamplingConfig, Start
+from worldgen.models import load_world_model
+from worldgen.pipeline import (
+    MODEL_FILE,
+    STARTS_FILE,
+    TOKENIZER_FILE,
+    EnvironmentCard,
+    WorldCard,
+    save_starts,
+)
+from worldgen.records import to_float
+from worldgen.tokenizers.action import ActionTokenizer
+from worldgen.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+    """What the trainings do not know about a world."""
+
+    title: str
+    description: str
+    decoders: tuple[str, ...]
+    """Orders offered to players, the default first."""
+    sampling: SamplingConfig
+    limits: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartsConfig:
+    """Beginnings taken from test episodes."""
+
+    count: int
+    context: int
+    """Frames of context."""
+    earliest: int
+    """Steps after the reset at which the first start's context ends."""
+    latest: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that `python -m train.package_world` reads."""
+
+    name: str
+    out: str
+    """Folder of the world."""
+    data: dict[str, Any]
+    tokenizer_file: str
+    model_file: str
+    probe_file: str
+    """Judges trained by `train.probe`; left out of the world where the file does not exist."""
+    figures: str | None
+    """JSON file written by `worldgen evaluate world --json`, or none."""
+    hardware: str | None
+    """What the trainings ran on; by default this machine's processor."""
+    date: str
+    world: WorldConfig
+    starts: StartsConfig
+
+
+def run(cfg: DictConfig) -> Path:
+    """Make a world folder of two trainings; return it.
+
+    Args:
+        cfg: Composed from `configs/package_world.yaml`.
+
+    Raises:
+        ConfigError: If the configuration is wrong.
+        CheckpointError: See `package`.
+        DataError: See `package`.
+    """
+    config = build(RunConfig, cfg)
+    figures: dict[str, str] = {}
+    if config.figures is not None:
+        measured = json.loads(Path(config.figures).read_text(encoding="utf-8"))
+        figures = {
+            row["name"]: format_figure(row["value"], row["unit"]) for row in measured["summary"]
+        }
+    return package(
+        Path(config.out),
+        name=config.name,
+        dataset=Dataset(Path(config.data["folder"])),
+        tokenizer_file=Path(config.tokenizer_file),
+        model_file=Path(config.model_file),
+        probe_file=Path(config.probe_file),
+        world=config.world,
+        starts=config.starts,
+        facts={"hardware": config.hardware or str(hardware()["processor"]), "date": config.date},
+        figures=figures,
+    )
+
+
+def package(
+    out: Path,
+    *,
+    name: str,
+    dataset: Dataset,
+    tokenizer_file: Path,
+    model_file: Path,
+    world: WorldConfig,
+    starts: StartsConfig,
+    probe_file: Path | None = None,
+    facts: Mapping[str, str] | None = None,
+    figures: Mapping[str, str] | None = None,
+) -> Path:
+    """Write tokenizer, model, starts, test clips and card of a world into a folder; return it.
+
+    Weights are stored in half precision and computed with in single precision.
+
+    Args:
+        out: Folder, made when missing.
+        name: Of the world.
+        dataset: Recording of both trainings; starts and test clips come from its test split.
+        tokenizer_file: Of the trained visual tokenizer.
+        model_file: Of the trained world model.
+        world: For the card.
+        starts: How many beginnings, and where.
+        probe_file: Judges of real frames, copied into the world if the file exists.
+        facts: More about the training, for the card.
+        figures: Measured quality, for the card.
+
+    Raises:
+        CheckpointError: If a checkpoint is missing, or the model was trained on the tokens of
+            another tokenizer.
+        DataError: If the recording has no test episode long enough for a start.
+    """
+    tokenizer = load_visual_tokenizer(tokenizer_file)
+    model, model_metadata = load_world_model(model_file)
+    summary = model_metadata["summary"]
+    if summary["tokenizer_hash"] != file_hash(tokenizer_file):
+        raise CheckpointError(
+            f"{model_file} was trained on the tokens of another tokenizer than "
+            f"{tokenizer_file}; train the world model again"
+        )
+    tokenizer_training = load_tensors(tokenizer_file)[1].get("training", {})
+    _store(tokenizer_file, out / TOKENIZER_FILE, tokenizer)
+    _store(model_file, out / MODEL_FILE, model)
+    save_starts(out / STARTS_FILE, make_starts(dataset, tokenizer, starts))
+    _write_test_clips(dataset, out / "evaluation.json")
+    if probe_file is not None and probe_file.exists():
+        save_tensors(out / PROBES_FILE, *load_tensors(probe_file))
+    metadata = dataset.metadata
+    frames = {split: _frames(dataset, split) for split in SPLITS}
+    card = WorldCard(
+        name=name,
+        title=world.title,
+        description=world.description,
+        frames_per_second=metadata.frames_per_second,
+        action_schema=metadata.action_schema,
+        decoders=world.decoders,
+        sampling=world.sampling,
+        environment=EnvironmentCard(**metadata.environment),
+        data={
+            "frames": frames,
+            "first_seeds": metadata.seeds,
+        },
+        training={
+            "commands": [
+                f"python -m envs.record env={name} frames={sum(frames.values())}",
+                f"python -m train.visual_tokenizer experiment={name}",
+                f"python -m train.world_model experiment={name}",
+            ],
+            "seed": summary["config"]["seed"],
+            "tokenizer_steps": tokenizer_training.get("steps"),
+            "tokenizer_minutes": tokenizer_training.get("minutes"),
+            "world_model_steps": summary["steps"],
+            "world_model_minutes": summary["minutes"],
+            "frame_predictions": summary["frame_predictions"],
+            "torch": torch.__version__.partition("+")[0],
+            **(facts or {}),
+        },
+        figures=dict(figures or {}),
+        limits=world.limits,
+    )
+    card.write(out)
+    text = card_as_markdown(card)
+    write_text(out / "card.md", text)
+    print(f"world written; play it with: worldgen play --world {out}")
+    return out
+
+
+def _write_test_clips(dataset: Dataset, path: Path) -> None:
+    try:
+        specs = load_clips(dataset).specs
+    except DataError as error:
+        print(f"no test clips for `worldgen evaluate`: {error}")
+        return
+    write_clip_specs(path, specs, context=8, horizon=64)
+
+
+def make_starts(dataset: Dataset, tokenizer: VisualTokenizer, config: StartsConfig) -> list[Start]:
+    """Return starts from all test episodes in turn, at evenly spread times.
+
+    Raises:
+        DataError: If no test episode holds a context.
+    """
+    infos = [info for info in dataset.episodes("test") if info.length >= config.context]
+    if not infos:
+        raise DataError(
+            f"{dataset.folder} has no test episode of {config.context} frames or more, which a "
+            f"start needs; record more frames"
+        )
+    action_tokenizer = ActionTokenizer(dataset.metadata.schema)
+    starts = []
+    for number, end in enumerate(np.linspace(config.earliest, config.latest, config.count)):
+        info = infos[number % len(infos)]
+        last = int(np.clip(end, config.context - 1, info.length - 1))
+        first = last + 1 - config.context
+        episode = dataset.load(info)
+        frames = to_float(torch.from_numpy(episode.frames[first : last + 1]))
+        with torch.no_grad():
+            ids = tokenizer.encode(frames[:, None])
+        starts.append(
+            Start(
+                visual_ids=rearrange(ids, "frame 1 row column -> frame (row column)"),
+                action_ids=torch.from_numpy(action_tokenizer.encode(episode.actions[first:last])),
+                environment_seed=info.seed,
+                environment_actions=episode.actions[:last],
+            )
+        )
+    return starts
+
+
+def card_as_markdown(card: WorldCard) -> str:
+    """Return the card as a page for people."""
+    lines = [f"# {card.title}", "", card.description, ""]
+    lines += [f"Played at {card.frames_per_second:.4g} frames per second.", ""]
+    sections = {"Data": card.data, "Training": card.training, "Figures": card.figures}
+    for title, entries in sections.items():
+        lines += [f"## {title}", "", *_bullets(entries, ""), ""]
+    lines += ["## Limits", "", *(f"- {limit}" for limit in card.limits), ""]
+    return "\n".join(lines)
+
+
+def _bullets(entries: dict[str, Any], indent: str) -> list[str]:
+    lines = []
+    for name, value in entries.items():
+        label = f"{indent}- {name.replace('_', ' ')}"
+        if isinstance(value, dict):
+            lines += [f"{label}:", *_bullets(value, indent + "  ")]
+        elif isinstance(value, list):
+            lines += [f"{label}:", *(f"{indent}  - `{item}`" for item in value)]
+        else:
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            lines.append(f"{label}: {shown}")
+    return lines
+
+
+def _store(source: Path, destination: Path, module: nn.Module) -> None:
+    tensors, metadata = load_tensors(source)
+    # Buffers hold counts and codes that half precision would spoil.
+    parameters = {name for name, _ in module.named_parameters()}
+    stored = {
+        name: tensor.half() if name in parameters else tensor for name, tensor in tensors.items()
+    }
+    save_tensors(destination, stored, metadata)
+
+
+def _frames(dataset: Dataset, split: str) -> int:
+    return sum(info.length for info in dataset.episodes(split))
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="package_world")
+def main(cfg: DictConfig) -> None:
+    """Run, with errors of the user as one line."""
+    try:
+        run(cfg)
+    except WorldgenError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

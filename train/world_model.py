@@ -1,0 +1,332 @@
+"""Train a world model on recordings: `python -m train.world_model experiment=car_racing`."""
+
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from train.package_world import StartsConfig, WorldConfig, package
+from worldgen.checkpoint import file_hash
+from worldgen.config import build, to_mapping
+from worldgen.data.episodes import Dataset
+from worldgen.data.token_cache import TokenCache, open_or_build_token_cache
+from worldgen.errors import DataError, WorldgenError
+from worldgen.evaluation.film_strip import film_strip
+from worldgen.evaluation.rollout import Roller
+from worldgen.generation import SamplingConfig, make_decoder
+from worldgen.models import InterleavedConfig, InterleavedTransformer, save_world_model
+from worldgen.nn.image_quality import psnr
+from worldgen.records import to_float
+from worldgen.schedule import make_schedule
+from worldgen.tokenizers.action import ActionTokenizer
+from worldgen.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
+from worldgen.training import (
+    Clock,
+    DataOrder,
+    Interruption,
+    Position,
+    ProgressBar,
+    RunFolder,
+    WeightAverage,
+    build_optimiser,
+    learning_rate,
+    load_training_state,
+    refuse_non_finite,
+    save_training_state,
+    set_learning_rate,
+)
+from worldgen.training.settings import TrainingConfig, refuse_other_settings
+from worldgen.training.world_model_loss import (
+    CorruptionConfig,
+    WorldModelLossConfig,
+    world_model_losses,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Recording, and the clips cut from it."""
+
+    folder: str
+    clip_frames: int
+    """Frames of context in a training clip; the frame after each of them is predicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Rollouts drawn while training."""
+
+    decoder: str
+    sampling: SamplingConfig
+    context: int
+    """True frames before a rollout."""
+    steps: int
+    """Frames generated."""
+    strips: int
+    """Clips drawn as film strips; figures are over `TrainingConfig.validation_frames` clips."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that `python -m train.world_model` reads."""
+
+    name: str
+    run_folder: str
+    resume: bool
+    seed: int
+    tokenizer_file: str
+    """File of the trained visual tokenizer."""
+    data: DataConfig
+    model: dict[str, Any]
+    """Sizes of `InterleavedConfig`; grid, codebook and actions follow from tokenizer and data."""
+    losses: WorldModelLossConfig
+    corruption: CorruptionConfig
+    validation: ValidationConfig
+    training: TrainingConfig
+    world: WorldConfig
+    starts: StartsConfig
+
+    def fixed(self, tokenizer_hash: str) -> dict[str, Any]:
+        """What must be equal for a run to be resumed."""
+        return {
+            "seed": self.seed,
+            "tokenizer": tokenizer_hash,
+            "data": to_mapping(self.data),
+            "model": self.model,
+            "losses": to_mapping(self.losses),
+            "corruption": to_mapping(self.corruption),
+            "batch_size": self.training.batch_size,
+        }
+
+
+def run(cfg: DictConfig) -> RunFolder:
+    """Train, checkpoint, draw rollouts, and leave a playable world in the run folder.
+
+    Args:
+        cfg: Composed from `configs/world_model.yaml`.
+
+    Raises:
+        ConfigError: If the configuration is wrong, or differs from that of the run to resume.
+        CheckpointError: If the tokenizer is missing or damaged.
+        DataError: If the recording is missing or empty.
+        DivergedError: If a loss or a gradient stops being finite.
+    """
+    config = build(RunConfig, cfg)
+    training = config.training
+    torch.set_num_threads(training.threads)
+    torch.manual_seed(config.seed)
+    device = torch.device(training.device)
+    folder = RunFolder(Path(config.run_folder))
+
+    dataset = Dataset(Path(config.data.folder))
+    visual_tokenizer = load_visual_tokenizer(Path(config.tokenizer_file)).to(device)
+    tokenizer_hash = file_hash(Path(config.tokenizer_file))
+    action_tokenizer = ActionTokenizer(dataset.metadata.schema)
+    tokens = {
+        split: open_or_build_token_cache(
+            dataset, split, dataset.folder / "tokens", visual_tokenizer, tokenizer_hash
+        )
+        for split in ("train", "validation")
+    }
+    clip_length = config.data.clip_frames + 1
+    starts = tokens["train"].clip_starts(clip_length)
+    if not starts.any():
+        raise DataError(
+            f"no train episode of {dataset.folder} holds a clip of {clip_length} frames; record "
+            f"longer episodes or lower data.clip_frames"
+        )
+    order = DataOrder(starts.astype(float), batch_size=training.batch_size, seed=config.seed)
+
+    model = InterleavedTransformer(_model_config(config, visual_tokenizer, action_tokenizer))
+    model = model.to(device)
+    average = WeightAverage(model, training.average_decay)
+    optimiser = build_optimiser(model, training.optimiser)
+    schedules = [
+        make_schedule(name, model.layout.rows, model.layout.columns)
+        for name in config.losses.schedules
+    ]
+    fixed = config.fixed(tokenizer_hash)
+    position = Position(step=0, elapsed_seconds=0.0, settings=fixed)
+    if config.resume and folder.checkpoint.exists():
+        position = load_training_state(folder.checkpoint, model, average.module, optimiser)
+        refuse_other_settings(position.settings, fixed, folder.checkpoint)
+    folder.forget_after(position.step)
+
+    step, clock = position.step, Clock(position.elapsed_seconds)
+    progress = training.length.progress(step, clock.elapsed_seconds)
+    last_validation = last_checkpoint = clock.elapsed_seconds
+    last_log = (step, time.monotonic())
+
+    def save_checkpoint() -> None:
+        now = Position(step=step, elapsed_seconds=clock.elapsed_seconds, settings=fixed)
+        save_training_state(folder.checkpoint, model, average.module, optimiser, now)
+
+    def validate() -> dict[str, float]:
+        parts = (average.module, visual_tokenizer, action_tokenizer, tokens["validation"])
+        figures = _validate(folder, config, *parts, step)
+        folder.log(step, figures)
+        folder.draw_curves()
+        return figures
+
+    with (
+        Interruption() as interruption,
+        closing(ProgressBar(f"{config.name} world model", progress)) as bar,
+    ):
+        while progress < 1.0 and not interruption.requested:
+            rate = learning_rate(training.optimiser, progress)
+            set_learning_rate(optimiser, rate)
+            visual_ids, action_ids = tokens["train"].clips(order.indices(step), clip_length)
+            with training.autocast:
+                terms = world_model_losses(
+                    model,
+                    visual_ids.to(device),
+                    action_ids.to(device),
+                    losses=config.losses,
+                    schedules=schedules,
+                    corruption=config.corruption,
+                    generator=torch.Generator().manual_seed(config.seed * 2**32 + step),
+                )
+            loss = torch.stack(list(terms.values())).sum()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(
+                model.parameters(), training.optimiser.gradient_clip
+            )
+            refuse_non_finite({**terms, "gradient norm": norm}, step)
+            optimiser.step()
+            average.update(model, step)
+            step += 1
+            progress = training.length.progress(step, clock.elapsed_seconds)
+
+            if step % training.log_steps == 0:
+                trained = (step - last_log[0]) * training.batch_size * config.data.clip_frames
+                speed = trained / (time.monotonic() - last_log[1])
+                last_log = (step, time.monotonic())
+                figures = {f"loss_{name}": float(term.detach()) for name, term in terms.items()}
+                figures |= {
+                    "gradient_norm": float(norm),
+                    "learning_rate": rate,
+                    "frames_per_second": speed,
+                }
+                folder.log(step, figures)
+                shown = {"loss": f"{float(loss.detach()):.3f}", "frames/s": f"{speed:.0f}"}
+                bar.show(progress, shown)
+            if clock.elapsed_seconds - last_validation > 60 * training.validation_minutes:
+                last_validation = clock.elapsed_seconds
+                validate()
+            if clock.elapsed_seconds - last_checkpoint > 60 * training.checkpoint_minutes:
+                last_checkpoint = clock.elapsed_seconds
+                save_checkpoint()
+
+    save_checkpoint()
+    if progress < 1.0:
+        print(f"stopped at step {step}; the same command goes on from {folder.checkpoint}")
+        return folder
+    summary = {
+        "name": config.name,
+        "steps": step,
+        "minutes": round(clock.elapsed_seconds / 60, 1),
+        "frame_predictions": step * training.batch_size * config.data.clip_frames,
+        "training_frames": len(tokens["train"].visual_ids),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tokenizer_hash": tokenizer_hash,
+        "figures": validate(),
+        "config": to_mapping(config),
+    }
+    folder.save_summary(summary)
+    save_world_model(folder.path / "model.safetensors", average.module, summary=summary)
+    print(f"{folder.path / 'model.safetensors'}: {summary['figures']}")
+    package(
+        folder.path,
+        name=config.name,
+        dataset=dataset,
+        tokenizer_file=Path(config.tokenizer_file),
+        model_file=folder.path / "model.safetensors",
+        world=config.world,
+        starts=config.starts,
+    )
+    return folder
+
+
+def _model_config(
+    config: RunConfig, visual_tokenizer: VisualTokenizer, action_tokenizer: ActionTokenizer
+) -> InterleavedConfig:
+    derived = {
+        "rows": visual_tokenizer.rows,
+        "columns": visual_tokenizer.columns,
+        "codebook_size": visual_tokenizer.codebook_size,
+        "num_action_tokens": action_tokenizer.num_slots,
+        "action_vocabulary_size": action_tokenizer.vocabulary_size,
+    }
+    return build(InterleavedConfig, config.model | derived)
+
+
+def _validate(
+    folder: RunFolder,
+    config: RunConfig,
+    model: InterleavedTransformer,
+    visual_tokenizer: VisualTokenizer,
+    action_tokenizer: ActionTokenizer,
+    tokens: TokenCache,
+    step: int,
+) -> dict[str, float]:
+    """Roll out held-out clips; return figures and draw film strips beside the truth."""
+    validation = config.validation
+    length = validation.context + validation.steps
+    allowed = np.flatnonzero(tokens.clip_starts(length))
+    count = min(config.training.validation_frames, len(allowed))
+    chosen = allowed[np.linspace(0, len(allowed) - 1, count).astype(int)]
+    visual_ids, action_ids = tokens.clips(chosen, length)
+    roller = Roller(
+        model=model,
+        visual_tokenizer=visual_tokenizer,
+        action_tokenizer=action_tokenizer,
+        decoder=make_decoder(validation.decoder, model.layout, validation.sampling),
+        seeds=range(count),
+    )
+    truth = visual_ids.numpy()
+    actions = action_tokenizer.decode(action_ids.numpy()[:, : length - 1])
+    first = validation.context
+    guessed = roller.predict_next(truth, actions, context=first)
+    dreamed = roller.roll_out(truth[:, :first], actions)
+    changed = truth[:, first:] != truth[:, first - 1 : -1]
+    right = guessed == truth[:, first:]
+    figures = {
+        "validation_accuracy": float(right.mean()),
+        "validation_accuracy_of_changed": float(right[changed].mean()) if changed.any() else 1.0,
+    }
+    pictures = roller.decode(np.concatenate((truth[:, first - 1 :], dreamed), axis=1))
+    true, dream = np.split(pictures, [validation.steps + 1], axis=1)
+    for number in (1, 4, 8, 16, 32):
+        if number <= validation.steps:
+            wanted = to_float(torch.from_numpy(true[:, number]))
+            for name, frames in (("dream", dream[:, number - 1]), ("copy", true[:, 0])):
+                quality = psnr(to_float(torch.from_numpy(frames)), wanted).mean()
+                figures[f"validation_psnr_{name}_{number}"] = float(quality)
+    rows = {}
+    for clip in np.linspace(0, count - 1, min(validation.strips, count)).astype(int):
+        rows[f"truth {clip}"] = true[clip, 1:]
+        rows[f"dream {clip}"] = dream[clip]
+    every = max(1, validation.steps // 12)
+    film_strip(rows, folder.path / f"rollouts_{step:07d}.png", every=every, scale=1)
+    return figures
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="world_model")
+def main(cfg: DictConfig) -> None:
+    """Run, with errors of the user as one line."""
+    try:
+        run(cfg)
+    except WorldgenError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""A world described in words and numbers, for people and as JSON."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from worldgen.config import to_mapping
+from worldgen.pipeline import World
+from worldgen.tokenizers.action import Axis
+
+__all__ = ["describe_world", "format_description"]
+
+
+def describe_world(world: World) -> dict[str, Any]:
+    """Return what a world is, how large, how it is played and how good, as JSON can hold it."""
+    card, layout = world.card, world.model.layout
+    schema = world.action_tokenizer.schema
+    keys: dict[str, list[str]] = {name: [] for name in schema.named}
+    for code, name in schema.keys.items():
+        keys[name].append(code)
+    return {
+        "name": card.name,
+        "title": card.title,
+        "description": card.description,
+        "folder": str(world.folder),
+        "hash": world.hash,
+        "size_megabytes": _megabytes(world),
+        "parameters": {
+            "visual_tokenizer": _parameters(world.tokenizer),
+            "world_model": _parameters(world.model),
+        },
+        "frame": {
+            "height": world.tokenizer.frame_height,
+            "width": world.tokenizer.frame_width,
+            "frames_per_second": card.frames_per_second,
+        },
+        "tokens": {
+            "visual_tokens_per_frame": layout.num_cells,
+            "grid": f"{layout.rows} x {layout.columns}",
+            "codebook_size": world.tokenizer.codebook_size,
+            "action_tokens_per_frame": layout.num_action_tokens,
+            "action_vocabulary_size": world.action_tokenizer.vocabulary_size,
+        },
+        "play": {
+            "decoders": list(card.decoders),
+            "sampling": to_mapping(card.sampling),
+            "starts": len(world.starts),
+        },
+        "action_groups": {
+            group.name: f"{group.low:g} to {group.high:g} in {group.bins} bins"
+            if isinstance(group, Axis)
+            else ", ".join(group.options)
+            for group in schema.groups
+        },
+        "actions": {name: ", ".join(codes) or "no key" for name, codes in keys.items()},
+        "environment": None if card.environment is None else to_mapping(card.environment),
+        "data": dict(card.data),
+        "training": dict(card.training),
+        "figures": dict(card.figures),
+        "limits": list(card.limits),
+    }
+
+
+def format_description(description: Mapping[str, Any]) -> str:
+    """Return the description as lines for a terminal, nested parts indented."""
+    return "\n".join(_lines(description, ""))
+
+
+def _lines(entries: Mapping[str, Any], indent: str) -> Iterator[str]:
+    for key, value in entries.items():
+        label = f"{indent}{key.replace('_', ' ')}"
+        if isinstance(value, Mapping) and value:
+            yield f"{label}:"
+            yield from _lines(value, indent + "  ")
+        elif isinstance(value, list) and any(
+            isinstance(item, str) and " " in item for item in value
+        ):
+            yield f"{label}:"
+            yield from (f"{indent}  - {item}" for item in value)
+        elif value not in (None, "", [], {}):
+            yield f"{label}: {_text(value)}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return str(value)
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(math.prod(parameter.shape) for parameter in module.parameters())
+
+
+def _megabytes(world: World) -> float:
+    size = sum(path.stat().st_size for path in world.folder.iterdir() if path.is_file())
+    return round(size / 1e6, 2)

@@ -1,0 +1,185 @@
+"""The command `worldgen`: its words, its exit statuses, and how it reports mistakes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import worldgen
+from worldgen.errors import WorldgenError
+
+__all__ = ["build_parser", "main"]
+
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    0 is done, 1 a replay that differs, 2 a mistake of the user with one line about it, 130 an
+    interrupt.
+
+    Args:
+        arguments: Words after `worldgen`; those of the process by default.
+    """
+    parsed = build_parser().parse_args(arguments)
+    try:
+        # Torch takes seconds to import, and --help and a misspelt word need none of it.
+        from worldgen.commands import COMMANDS
+
+        status = COMMANDS[parsed.command](parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (head, less) has left; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except (WorldgenError, OSError) as error:
+        print(f"worldgen: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("worldgen: stopped", file=sys.stderr)
+        return _INTERRUPTED
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; `command` of the result names the one to run."""
+    parser = argparse.ArgumentParser(
+        prog="worldgen", description="Play and measure worlds that live in a neural network."
+    )
+    parser.add_argument("--version", action="version", version=worldgen.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_play(commands)
+    _add_rollout(commands)
+    _add_replay(commands)
+    info = _add_command(commands, "info", "describe a world", "info")
+    info.add_argument("world", metavar="NAME|FOLDER")
+    info.add_argument("--json", action="store_true", help="as JSON")
+    _add_command(commands, "list", "name the shipped worlds", "list")
+    _add_evaluate(commands)
+    _add_bench(commands)
+    return parser
+
+
+def _add_play(commands: Any) -> None:
+    play = _add_command(commands, "play", "play in the browser", "play")
+    play.add_argument(
+        "--world",
+        action="append",
+        metavar="NAME|FOLDER",
+        help="world to offer; repeat for several (default: all shipped worlds)",
+    )
+    play.add_argument(
+        "--port", type=_whole_number(0, 65535), default=8765, help="default: 8765; 0 takes any"
+    )
+    play.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
+    )
+    play.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    play.add_argument(
+        "--max-sessions", type=_whole_number(1), default=8, help="players at once (default: 8)"
+    )
+
+
+def _add_rollout(commands: Any) -> None:
+    rollout = _add_command(commands, "rollout", "play a list of actions into a video", "rollout")
+    _add_world(rollout)
+    rollout.add_argument("--actions", required=True, help='such as "left*20,left+gas*4,gas*40"')
+    rollout.add_argument(
+        "--repeat", type=_whole_number(1), default=1, help="play the list this often (default: 1)"
+    )
+    rollout.add_argument(
+        "--seed", type=_whole_number(0), default=0, help="decides every random draw (default: 0)"
+    )
+    rollout.add_argument(
+        "--start", type=_whole_number(0), default=0, help="index of the start (default: 0)"
+    )
+    rollout.add_argument(
+        "--decoder", help='decoding order, such as "strided:4" (default: the world\'s own)'
+    )
+    rollout.add_argument("--temperature", type=float, help="default: the world's own")
+    rollout.add_argument("--top-p", type=float, help="default: the world's own")
+    _add_video(rollout)
+    rollout.add_argument("--log", type=Path, metavar="FILE.json", help="log to write, for replay")
+
+
+def _add_replay(commands: Any) -> None:
+    replay = _add_command(commands, "replay", "generate a logged rollout again", "replay")
+    replay.add_argument("log", type=Path, metavar="LOG.json")
+    replay.add_argument(
+        "--world", metavar="NAME|FOLDER", help="default: the shipped world that the log names"
+    )
+    replay.add_argument("--verify", action="store_true", help="exit with 1 if a frame differs")
+    _add_video(replay)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="measure quality")
+    parts = evaluate.add_subparsers(required=True, metavar="WHAT")
+    world = _add_command(parts, "world", "rollouts and action following", "evaluate world")
+    _add_world(world)
+    world.add_argument(
+        "--clips", type=_whole_number(1), default=64, help="test clips (default: 64)"
+    )
+    world.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="recording to take clips from (test split)"
+    )
+    world.add_argument(
+        "--long",
+        action="store_true",
+        help="replay 1,000 frames and time frame 5,000; minutes instead of seconds",
+    )
+    world.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
+    world.add_argument("--html", type=Path, metavar="FILE", help="report with film strips")
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser("bench", help="measure speed")
+    parts = bench.add_subparsers(required=True, metavar="WHAT")
+    play = _add_command(parts, "play", "from an action to its frame", "bench play")
+    _add_world(play)
+    play.add_argument("--frames", type=_whole_number(1), default=200, help="default: 200")
+    play.add_argument(
+        "--json", metavar="FILE|-", default="-", help="figures (default: standard output)"
+    )
+
+
+def _add_command(
+    commands: Any, word: str, description: str, command: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        word, help=description, description=description
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_world(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--world", required=True, metavar="NAME|FOLDER", help="shipped name or a world's folder"
+    )
+
+
+def _add_video(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, metavar="FILE.mp4", help="video to write")
+    parser.add_argument(
+        "--scale", type=_whole_number(1), default=4, help="video pixels per pixel (default: 4)"
+    )
+
+
+def _whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    allowed = f"{low} or more" if high is None else f"{low} to {high}"
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if number < low or (high is not None and number > high):
+            raise argparse.ArgumentTypeError(f"needs a whole number, {allowed}, got {text!r}")
+        return number
+
+    return parse

@@ -1,0 +1,279 @@
+"""What the words of the command line do; each command takes its arguments and returns a status."""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Num, UInt8
+from tqdm import tqdm
+
+from worldgen.card_text import describe_world, format_description
+from worldgen.checkpoint import write_text
+from worldgen.data.video import write_video
+from worldgen.errors import ActionError, DataError, LogError
+from worldgen.generation import RolloutLog, SamplingConfig
+from worldgen.pipeline import World, load, load_card, shipped_worlds, world_folder
+from worldgen.tokenizers.action import MAX_STEPS, parse_actions
+
+__all__ = ["COMMANDS"]
+
+_INTERRUPTED = 130
+_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+Frame = UInt8[np.ndarray, "height width 3"]
+
+
+def _play(arguments: Namespace) -> int:
+    # Rolling out a world on a server needs no web server, and starts faster without one.
+    from worldgen.serving.app import serve
+
+    if arguments.host not in _LOOPBACK:
+        print(
+            f"worldgen: listening on {arguments.host}: whoever reaches this machine can play, "
+            "without a password",
+            file=sys.stderr,
+        )
+    serve(
+        arguments.world or shipped_worlds(),
+        host=arguments.host,
+        port=arguments.port,
+        open_browser=not arguments.no_browser,
+        max_sessions=arguments.max_sessions,
+    )
+    return 0
+
+
+def _rollout(arguments: Namespace) -> int:
+    _check_output(arguments.out)
+    _check_output(arguments.log)
+    world = load(arguments.world)
+    actions = parse_actions(arguments.actions, world.action_tokenizer.schema)
+    total = len(actions) * arguments.repeat
+    if total > MAX_STEPS:
+        raise ActionError(
+            f"{len(actions):,} steps repeated {arguments.repeat:,} times are more than "
+            f"{MAX_STEPS:,}; shorten the rollout"
+        )
+    session = world.session(
+        seed=arguments.seed,
+        start=arguments.start,
+        decoder=arguments.decoder,
+        sampling=_sampling(world, arguments),
+    )
+
+    def frames(until: Iterator[Num[np.ndarray, " group"]]) -> Iterator[Frame]:
+        yield session.frame
+        for action in until:
+            yield session.step(action)
+
+    try:
+        with _interruptible(np.tile(actions, (arguments.repeat, 1))) as steps:
+            _consume(frames(steps), total, world, arguments)
+    finally:
+        # Whatever became of the video, the log can make it again.
+        if arguments.log is not None:
+            session.save(arguments.log)
+    written = [str(path) for path in (arguments.out, arguments.log) if path is not None]
+    print(
+        f"{session.frame_index} frames, hash {session.log().total_hash}"
+        + (f", written to {' and '.join(written)}" if written else "")
+    )
+    if session.frame_index < total:
+        print(
+            f"worldgen: stopped after {session.frame_index} of {total} steps; all of these are "
+            "written",
+            file=sys.stderr,
+        )
+        return _INTERRUPTED
+    return 0
+
+
+def _replay(arguments: Namespace) -> int:
+    _check_output(arguments.out)
+    log = RolloutLog.read(arguments.log)
+    world = _world_of(log, arguments.world)
+    session = world.replay_session(log)
+    first_difference: int | None = None
+
+    def frames() -> Iterator[Frame | None]:
+        nonlocal first_difference
+        # Pixels are wanted only for a video; without one the first difference decides.
+        yield session.frame if arguments.out else None
+        for same in session.replay(log):
+            if not same and first_difference is None:
+                first_difference = session.frame_index
+                if not arguments.out:
+                    return
+            yield session.frame if arguments.out else None
+
+    _consume(frames(), len(log.actions), world, arguments)
+    digests = session.log().digests
+    if first_difference is None:
+        print(f"identical: {len(digests)} frames, hash {session.log().total_hash}")
+        return 0
+    print(
+        f"different from frame {first_difference} of {len(log.actions)} on: the log says "
+        f"{log.digests[first_difference - 1]}, it came out as {digests[first_difference - 1]}"
+    )
+    return 1 if arguments.verify else 0
+
+
+def _info(arguments: Namespace) -> int:
+    description = describe_world(load(arguments.world))
+    if arguments.json:
+        print(json.dumps(description, indent=2))
+    else:
+        print(format_description(description))
+    return 0
+
+
+def _list(arguments: Namespace) -> int:
+    for name in shipped_worlds():
+        print(f"{name}: {load_card(world_folder(name)).title}")
+    return 0
+
+
+def _evaluate_world(arguments: Namespace) -> int:
+    from worldgen.evaluation.report import write_report
+    from worldgen.evaluation.world import evaluate_world
+
+    world = load(arguments.world)
+    _check_output(_json_path(arguments))
+    _check_output(arguments.html)
+    result = evaluate_world(world, clips=arguments.clips, data=arguments.data, long=arguments.long)
+    if arguments.html is not None:
+        write_report(result, arguments.html)
+    if arguments.json is not None:
+        # The pictures of the report would be most of the file.
+        figures = {name: value for name, value in result.items() if name != "film_strips"}
+        _write_json(figures, arguments.json)
+    if arguments.json != "-":
+        for row in result["summary"]:
+            print(_summary_line(row))
+    return 0
+
+
+def _bench_play(arguments: Namespace) -> int:
+    from worldgen.evaluation.bench import bench_play
+
+    _check_output(_json_path(arguments))
+    _write_json(bench_play(load(arguments.world), arguments.frames), arguments.json)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    "play": _play,
+    "rollout": _rollout,
+    "replay": _replay,
+    "info": _info,
+    "list": _list,
+    "evaluate world": _evaluate_world,
+    "bench play": _bench_play,
+}
+"""Command, as named by the parser -> the function that runs it."""
+
+
+def _sampling(world: World, arguments: Namespace) -> SamplingConfig:
+    wanted = {"temperature": arguments.temperature, "top_p": arguments.top_p}
+    return dataclasses.replace(
+        world.card.sampling, **{name: value for name, value in wanted.items() if value is not None}
+    )
+
+
+def _world_of(log: RolloutLog, name_or_folder: str | None) -> World:
+    if name_or_folder is None and log.world not in shipped_worlds():
+        raise LogError(
+            f"the log was made by world {log.world!r}, which is not among the shipped ones "
+            f"({', '.join(shipped_worlds())}); name its folder with --world"
+        )
+    return load(name_or_folder or log.world)
+
+
+def _json_path(arguments: Namespace) -> Path | None:
+    return None if arguments.json in {None, "-"} else Path(arguments.json)
+
+
+def _summary_line(row: Mapping[str, Any]) -> str:
+    if row["value"] is None:
+        return f"{row['name']}: not measured" + (f" ({row['note']})" if row["note"] else "")
+    bounds = [
+        f"target {word} {row[bound]:g}"
+        for bound, word in (("at_least", "at least"), ("at_most", "at most"))
+        if row[bound] is not None
+    ]
+    verdict = {True: "met", False: "missed", None: ""}[row["met"]]
+    judged = ", ".join([*bounds, *([verdict] if verdict else [])])
+    return f"{row['name']}: {row['value']:.4g} {row['unit']}".rstrip() + (
+        f" ({judged})" if judged else ""
+    )
+
+
+def _check_output(path: Path | None) -> None:
+    """Refuse a place that cannot be written before minutes are spent on what goes there."""
+    if path is None:
+        return
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "it is a folder" if path.is_dir() else f"{folder} cannot be written to"
+        raise DataError(f"cannot write {path}: {reason}; choose another file")
+
+
+def _consume(
+    frames: Iterator[Frame | None], total: int, world: World, arguments: Namespace
+) -> None:
+    """Draw frame 0 and `total` more under a progress bar, into a video if one is wanted."""
+    # disable=None: no bar where nobody watches, as in a pipe.
+    with tqdm(total=total, unit=" frames", disable=None) as bar:
+
+        def counted() -> Iterator[Any]:
+            for number, frame in enumerate(frames):
+                bar.update(min(number, 1))
+                yield frame
+
+        if arguments.out is None:
+            for _ in counted():
+                pass
+        else:
+            write_video(arguments.out, counted(), world.frames_per_second, scale=arguments.scale)
+
+
+@contextmanager
+def _interruptible(
+    actions: Num[np.ndarray, "step group"],
+) -> Iterator[Iterator[Num[np.ndarray, " group"]]]:
+    """Give out actions until Ctrl-C, so that no frame is left half drawn; the second one breaks."""
+    interrupted = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+
+    def give_out() -> Iterator[Num[np.ndarray, " group"]]:
+        for action in actions:
+            if interrupted:
+                return
+            yield action
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield give_out()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _write_json(document: dict[str, Any], destination: str) -> None:
+    text = json.dumps(document, indent=2) + "\n"
+    if destination == "-":
+        print(text, end="")
+    else:
+        write_text(Path(destination), text)

@@ -1,0 +1,152 @@
+"""Write and read video files frame by frame with PyAV; lossless when asked."""
+
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self, cast
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from worldgen.checkpoint import write_atomically
+from worldgen.errors import DataError
+
+__all__ = ["VideoWriter", "read_video", "write_video"]
+
+_KEY_FRAME_DISTANCE = 30
+
+
+class VideoWriter:
+    """Encode frames as they come into one mp4 file (H.264, no B-frames, a key frame every 30).
+
+    A context manager. The file is complete only after the block ends without an error; use
+    `write_video` for a file that appears at once.
+
+    Args:
+        path: Destination; overwritten.
+        frames_per_second: Rate written into the file.
+        lossless: Keep every RGB value (libx264rgb). Otherwise yuv420p, which every browser plays
+            and which needs even sides.
+        scale: Each pixel becomes a square of this many pixels.
+
+    Example:
+        >>> with VideoWriter(Path("clip.mp4"), 20.0, scale=4) as video:
+        ...     video.write(frame)
+    """
+
+    def __init__(
+        self, path: Path, frames_per_second: float, *, lossless: bool = False, scale: int = 1
+    ) -> None:
+        self._container = av.open(str(path), "w", format="mp4")
+        self._rate = Fraction(frames_per_second).limit_denominator(1001)
+        self._lossless = lossless
+        self._scale = scale
+        self._stream: VideoStream | None = None
+
+    def write(self, frame: NDArray[np.uint8]) -> None:
+        """Append one frame.
+
+        Args:
+            frame: uint8 [height, width, 3]; every frame has the shape of the first.
+
+        Raises:
+            DataError: If the frame is not uint8 RGB or changes size.
+        """
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+            raise DataError(
+                f"a video frame is uint8 [height, width, 3], got {frame.dtype} {frame.shape}"
+            )
+        large = frame.repeat(self._scale, axis=0).repeat(self._scale, axis=1)
+        stream = self._stream or self._open_stream(large.shape[0], large.shape[1])
+        if (stream.height, stream.width) != large.shape[:2]:
+            raise DataError(
+                f"video frames change size: first {(stream.height, stream.width)}, "
+                f"now {large.shape[:2]}; write them to two files"
+            )
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(large), format="rgb24")
+        self._container.mux(stream.encode(picture))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._stream is not None and error is None:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+
+    def _open_stream(self, height: int, width: int) -> VideoStream:
+        codec, pixels = ("libx264rgb", "rgb24") if self._lossless else ("libx264", "yuv420p")
+        if not self._lossless and (height % 2 or width % 2):
+            raise DataError(
+                f"a lossy video needs even sides, got {height}x{width}; use lossless=True or scale=2"
+            )
+        stream = cast("VideoStream", self._container.add_stream(codec, rate=self._rate))
+        stream.height, stream.width, stream.pix_fmt = height, width, pixels
+        stream.codec_context.gop_size = _KEY_FRAME_DISTANCE
+        stream.codec_context.thread_count = 1
+        quality = {"crf": "0", "preset": "ultrafast"} if self._lossless else {"crf": "16"}
+        stream.options = {"bf": "0", **quality}
+        self._stream = stream
+        return stream
+
+
+def write_video(
+    path: Path,
+    frames: Iterable[NDArray[np.uint8]],
+    frames_per_second: float,
+    *,
+    lossless: bool = False,
+    scale: int = 1,
+) -> None:
+    """Write a whole mp4 file, which appears under its name only when complete.
+
+    Args:
+        path: Destination; its folder is made when missing.
+        frames: uint8 [height, width, 3] each, or one array [time, height, width, 3]; consumed one
+            at a time.
+        frames_per_second: Rate written into the file.
+        lossless: Keep every RGB value.
+        scale: Each pixel becomes a square of this many pixels.
+
+    Raises:
+        DataError: If there is no frame, or one is not uint8 RGB of the first one's size.
+    """
+
+    def write(temporary: Path) -> None:
+        count = 0
+        with VideoWriter(temporary, frames_per_second, lossless=lossless, scale=scale) as video:
+            for frame in frames:
+                video.write(frame)
+                count += 1
+        if count == 0:
+            raise DataError(f"no frames to write to {path}")
+
+    write_atomically(path, write)
+
+
+def read_video(path: Path) -> NDArray[np.uint8]:
+    """Return all frames of a video, uint8 [time, height, width, 3].
+
+    Raises:
+        DataError: If the file is missing, damaged or holds no picture.
+    """
+    if not path.is_file():
+        raise DataError(f"no video at {path}; check the path")
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+    except (av.FFmpegError, IndexError) as error:
+        raise DataError(f"{path} is damaged or not a video ({error}); record it again") from error
+    if not frames:
+        raise DataError(f"{path} holds no frames; record it again")
+    return np.stack(frames)

@@ -1,0 +1,1 @@
+"""Measurements of tokenizers, world models and whole worlds, and the pages that show them."""

@@ -1,0 +1,81 @@
+"""Line charts as SVG text that follows the colours of its page."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+__all__ = ["line_chart"]
+
+_WIDTH, _HEIGHT = 560, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 26, 34
+_TICKS = 5
+
+
+def line_chart(
+    lines: Mapping[str, Sequence[float]], *, title: str, x_label: str, y_label: str
+) -> str:
+    """Return an SVG with one line per entry over the steps 1, 2, 3, ...
+
+    Lines are coloured by the classes line-0, line-1, ... of the page's style sheet.
+
+    Args:
+        lines: Label -> value of each step; all equally long, finite.
+        title: Said to people who cannot see the picture.
+        x_label: Under the horizontal axis.
+        y_label: At the top of the vertical axis.
+    """
+    values = [value for line in lines.values() for value in line]
+    low, high, step = _nice_range(min(values), max(values))
+    count = max(len(line) for line in lines.values())
+
+    def x(index: float) -> float:
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * index / max(count - 1, 1)
+
+    def y(value: float) -> float:
+        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low)
+
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{html.escape(title)}">'
+    ]
+    tick = low
+    while tick <= high + step / 2:
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(tick):.1f}" '
+            f'y2="{y(tick):.1f}"/>'
+            f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
+        )
+        tick = round(tick + step, 10)
+    for number in _x_ticks(count):
+        parts.append(
+            f'<text x="{x(number - 1):.1f}" y="{_HEIGHT - _BOTTOM + 16}" '
+            f'text-anchor="middle">{number}</text>'
+        )
+    parts.append(
+        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 3}" '
+        f'text-anchor="middle">{html.escape(x_label)}</text>'
+        f'<text x="4" y="12">{html.escape(y_label)}</text>'
+    )
+    for number, line in enumerate(lines.values()):
+        points = " ".join(f"{x(index):.1f},{y(value):.1f}" for index, value in enumerate(line))
+        parts.append(f'<polyline class="line line-{number}" points="{points}"/>')
+    parts.append("</svg>")
+    legend = "".join(
+        f'<span class="key"><i class="line-{number}"></i>{html.escape(label)}</span>'
+        for number, label in enumerate(lines)
+    )
+    return f"<figure>{''.join(parts)}<figcaption>{legend}</figcaption></figure>"
+
+
+def _nice_range(low: float, high: float) -> tuple[float, float, float]:
+    """Return bounds on round numbers around the values, and the distance of the ticks."""
+    spread = max(high - low, 1e-9 * max(abs(high), 1.0))
+    raw = spread / _TICKS
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
+    return math.floor(low / step) * step, math.ceil(high / step) * step, step
+
+
+def _x_ticks(count: int) -> list[int]:
+    every = next(e for e in (1, 2, 4, 8, 16, 32, count) if count / e <= 9)
+    return sorted({1, *range(every, count + 1, every)})

@@ -1,0 +1,352 @@
+"""The figures of a world as JSON, and as one page that needs nothing else."""
+
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from worldgen.checkpoint import write_text
+from worldgen.evaluation.curves import line_chart
+
+__all__ = [
+    "format_figure",
+    "format_references",
+    "format_target",
+    "render_report",
+    "without_pictures",
+    "write_json",
+    "write_report",
+]
+
+_PAGE = Path(__file__).with_name("report.css")
+
+_NONE = "-"
+
+_REFERENCES = {
+    "generated": "dream",
+    "repeat_last_frame": "repeating the last frame",
+    "tokenizer_reconstruction": "tokenizer's reconstruction",
+    "real_frames": "judge on real frames",
+    "last_true_value_kept": "last true value kept",
+    "best_shift": "best whole-frame shift",
+    "all_states": "of all states",
+}
+
+
+def without_pictures(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of `evaluate_world` without its film strips, which are long."""
+    return {key: value for key, value in result.items() if key != "film_strips"}
+
+
+def write_json(result: Mapping[str, Any], path: Path) -> None:
+    """Write the figures as JSON, without the pictures.
+
+    Args:
+        result: From `evaluate_world`.
+        path: Destination.
+    """
+    text = json.dumps(without_pictures(result), indent=2) + "\n"
+    write_text(path, text)
+
+
+def write_report(result: Mapping[str, Any], path: Path) -> None:
+    """Write the figures as one HTML page with its pictures inside.
+
+    Args:
+        result: From `evaluate_world`.
+        path: Destination.
+    """
+    page = render_report(result)
+    write_text(path, page)
+
+
+def render_report(result: Mapping[str, Any]) -> str:
+    """Return the page of `write_report`."""
+    title = f"{result['world']}: how good is the world"
+    sections = [
+        _headline(result),
+        _summary(result["summary"]),
+        _strips(result["film_strips"]),
+        _rollout(result["rollout"]),
+        _tokens(result["tokens"]),
+        _motion(result.get("motion")),
+        _tiles(result.get("tiles")),
+        _judges(result["judges"]),
+        _conditions(result),
+    ]
+    style = _PAGE.read_text(encoding="utf-8")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{_text(title)}</title><style>{style}</style></head>"
+        f"<body><main>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _headline(result: Mapping[str, Any]) -> str:
+    protocol = result["protocol"]
+    rows = [row for row in result["summary"] if row["met"] is not None]
+    met = sum(bool(row["met"]) for row in rows)
+    return (
+        f"<header><h1>{_text(result['world'])}</h1>"
+        f"<p>{protocol['clips']} test clips from {protocol['episodes']} episodes never trained on, "
+        f"{protocol['context_frames']} frames of context, {protocol['predicted_frames']} predicted "
+        f"under the recorded actions. Decoder {_text(protocol['decoder'])}, temperature "
+        f"{protocol['temperature']:g}, top-p {protocol['top_p']:g}.</p>"
+        f'<p class="score"><b>{met}</b> of {len(rows)} targets met</p></header>'
+    )
+
+
+def _summary(rows: Iterable[Mapping[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        verdict = {True: ("met", "good"), False: ("missed", "bad"), None: ("", "none")}[row["met"]]
+        small = "; ".join(filter(None, (format_references(row), row["note"])))
+        lines.append(
+            f"<tr><td>{_text(row['name'])}"
+            + (f"<small>{_text(small)}</small>" if small else "")
+            + f'</td><td class="number">{format_figure(row["value"], row["unit"])}</td>'
+            f'<td class="number">{format_target(row)}</td>'
+            f'<td><span class="pill {verdict[1]}">{verdict[0]}</span></td></tr>'
+        )
+    return (
+        "<section><h2>Figures and targets</h2><table class=summary><thead><tr><th>what</th>"
+        "<th class=number>measured</th><th class=number>target</th><th></th></tr></thead><tbody>"
+        f"{''.join(lines)}</tbody></table></section>"
+    )
+
+
+def _strips(strips: Iterable[Mapping[str, Any]]) -> str:
+    figures = "".join(
+        f"<figure class=strip><figcaption>{_text(strip['title'])}</figcaption>"
+        f'<div class=scroll><img alt="{_text(strip["title"])}" '
+        f'src="data:image/png;base64,{strip["png"]}"></div></figure>'
+        for strip in strips
+    )
+    return (
+        "<section><h2>Film strips</h2><p>The truth, the tokenizer's reconstruction of it, and the "
+        f"dream under the same actions; the numbers are steps after the context.</p>{figures}"
+        "</section>"
+    )
+
+
+def _rollout(rollout: Mapping[str, Any]) -> str:
+    charts = "".join(
+        line_chart(
+            {_REFERENCES[name]: values for name, values in rollout["every_step"][measure].items()},
+            title=f"{label} over steps",
+            x_label="step",
+            y_label=label,
+        )
+        for measure, label in (("psnr", "PSNR, dB"), ("ssim", "SSIM"))
+    )
+    head = ["", *(f"step {step}" for step in rollout["steps"])]
+    body = [
+        [f"{label} {_REFERENCES[name]}", *map(_number, values)]
+        for measure, label in (("psnr", "PSNR,"), ("ssim", "SSIM,"))
+        for name, values in rollout[measure].items()
+    ]
+    body += [
+        ["gain over repeating, dB", *map(_number, rollout["gain_db"])],
+        ["gain in the mean error, dB", *map(_number, rollout["gain_db_of_mean_error"])],
+        [
+            "the same on frames that change",
+            *map(_number, rollout["gain_db_on_changed_frames"]),
+        ],
+        [
+            "clips better than repeating",
+            *(f"{100 * share:.0f} %" for share in rollout["clips_better_than_repeating"]),
+        ],
+    ]
+    return (
+        f"<section><h2>Rollouts against the truth</h2><div class=charts>{charts}</div>"
+        f"{_table(head, body)}</section>"
+    )
+
+
+def _tokens(tokens: Mapping[str, Any]) -> str:
+    head = ["one step ahead", "tokens", "dream", "copying", "best whole-frame shift"]
+    body = [
+        [
+            name.replace("_", " "),
+            f"{tokens[name]['tokens']:,}",
+            *(_percent(tokens[name][key]) for key in ("generated", "copying", "best_shift")),
+        ]
+        for name in ("changed", "scrolled_in", "unchanged", "all")
+    ]
+    return (
+        "<section><h2>Tokens</h2><p>Share of equal tokens, each frame drawn after the true past. "
+        "Tokens that scroll in from outside, as the best whole-frame shift of the truth tells, "
+        f"count apart.</p>{_table(head, body)}</section>"
+    )
+
+
+def _motion(motion: Mapping[str, Any] | None) -> str:
+    if motion is None:
+        return ""
+    parts = ["<section><h2>Motion</h2><p>Read by judges from frames, against the true motion.</p>"]
+    for judge, quantities in motion["tracking"].items():
+        body = [
+            [
+                f"{quantity.replace('_', ' ')}, steps {window}",
+                *(_number(figures[name]["correlation"]) for name in figures),
+            ]
+            for quantity, windows in quantities.items()
+            for window, figures in windows.items()
+        ]
+        names = next(iter(next(iter(quantities.values())).values()))
+        head = [f"correlation, judge “{judge}”", *(_REFERENCES.get(name, name) for name in names)]
+        parts.append(_table(head, body))
+    for judge, held in (motion["held_actions"] or {}).items():
+        body = [
+            [
+                action,
+                *(
+                    _number(figures[source][key]) if figures[source] is not None else _NONE
+                    for key in ("turned", "speed_gained", "speed")
+                    for source in ("generated", "simulator")
+                ),
+            ]
+            for action, figures in held["means"].items()
+        ]
+        head = [
+            f"held 10 steps, judge “{judge}”",
+            *("turned, dream", "simulator"),
+            *("speed gained, dream", "simulator"),
+            *("speed, dream", "simulator"),
+        ]
+        parts.append(_table(head, body))
+    parts.append("</section>")
+    return "".join(parts)
+
+
+def _tiles(tiles: Mapping[str, Any] | None) -> str:
+    if tiles is None:
+        return ""
+    reading = tiles["reconstructions"]
+    body = [
+        [name, f"{figures['tiles']:,}", _percent(figures["agreement"])]
+        for name, figures in reading["classes"].items()
+    ]
+    moves = [
+        [source.replace("_", " "), f"{label} {name}", str(cases["cases"]), _percent(cases["share"])]
+        for source in ("recorded_actions", "each_move_from_every_state")
+        if tiles[source] is not None
+        for key, label in (
+            ("free_moves_scroll_by_direction", "free"),
+            ("blocked_moves_stay_by_obstacle", "blocked by"),
+        )
+        for name, cases in tiles[source][key].items()
+    ]
+    return (
+        "<section><h2>Tiles</h2><p>How often the judge reads a reconstructed tile as it reads the "
+        "original, by what the original shows.</p>"
+        f"{_table(['class', 'tiles', 'read alike'], body)}"
+        "<p>Free moves that scroll by one tile the right way, blocked moves that do not scroll.</p>"
+        f"{_table(['actions', 'move', 'cases', 'right'], moves)}</section>"
+    )
+
+
+def _judges(judges: Mapping[str, Any]) -> str:
+    body = []
+    for judge, figures in judges.items():
+        for quantity, entry in figures.items():
+            if isinstance(entry, Mapping) and "correlation" in entry:
+                error = _number(entry["root_mean_square_error"])
+                body.append(
+                    [judge, quantity, f"correlation {_number(entry['correlation'])}", error]
+                )
+        if "accuracy" in figures:
+            body.append([judge, "tiles", f"accuracy {_percent(figures['accuracy'])}", _NONE])
+    if not body:
+        return "<section><h2>Judges</h2><p>This world has no judges.</p></section>"
+    head = ["judge", "quantity", "on held-out real frames", "root mean square error"]
+    return f"<section><h2>Judges</h2>{_table(head, body)}</section>"
+
+
+def _conditions(result: Mapping[str, Any]) -> str:
+    groups = {
+        "protocol": result["protocol"],
+        "tokenizer": result["tokenizer"],
+        "replay": result["replay"],
+        "cost over time": result["cost"],
+        "hardware": result["hardware"],
+        "versions": {"world hash": result["world_hash"][:16], **result["versions"]},
+    }
+    lists = "".join(
+        f"<div><h3>{name}</h3><dl>"
+        + "".join(
+            f"<dt>{_text(key.replace('_', ' '))}</dt><dd>{_value(value)}</dd>"
+            for key, value in entries.items()
+        )
+        + "</dl></div>"
+        for name, entries in groups.items()
+    )
+    return f"<section><h2>Conditions</h2><div class=columns>{lists}</div></section>"
+
+
+def format_references(row: Mapping[str, Any]) -> str:
+    """Return the figures that stand beside a row of the summary, with their names."""
+    return ", ".join(
+        f"{_REFERENCES.get(name, name.replace('_', ' '))} {_number(value)}"
+        for name, value in row["references"].items()
+    )
+
+
+def format_target(row: Mapping[str, Any]) -> str:
+    """Return the bounds of a row of the summary, empty where it has none."""
+    low, high = row["at_least"], row["at_most"]
+    if low is not None and high is not None:
+        return f"{format_figure(low, row['unit'])} to {format_figure(high, row['unit'])}"
+    if low is not None:
+        return f"≥ {format_figure(low, row['unit'])}"
+    return f"≤ {format_figure(high, row['unit'])}" if high is not None else ""
+
+
+def format_figure(value: float | None, unit: str) -> str:
+    """Return a figure as people read it: shares in per cent, decibel with one digit."""
+    if unit == "share":
+        return _percent(value)
+    if value is None:
+        return _NONE
+    if unit == "dB":
+        return f"{value:.1f} dB"
+    return f"{value:.0f} {unit}" if unit == "codes" else _number(value)
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    cells = "".join(
+        f"<th{' class=number' if place else ''}>{_text(name)}</th>"
+        for place, name in enumerate(head)
+    )
+    rows = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{' class=number' if place else ''}>{_text(cell)}</td>"
+            for place, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in body
+    )
+    return f"<div class=scroll><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return _NONE
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _percent(value: float | None) -> str:
+    return _NONE if value is None else f"{100 * value:.1f} %"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return _number(value) if isinstance(value, float) else _text(value)

@@ -1,0 +1,16 @@
+"""From logits to frames: random numbers, sampling, decoders, sessions and their logs."""
+
+from worldgen.generation.decoding import Decoder, ScheduleDecoder, make_decoder
+from worldgen.generation.log import RolloutLog
+from worldgen.generation.sampling import SamplingConfig
+from worldgen.generation.session import Session, Start
+
+__all__ = [
+    "Decoder",
+    "RolloutLog",
+    "SamplingConfig",
+    "ScheduleDecoder",
+    "Session",
+    "Start",
+    "make_decoder",
+]

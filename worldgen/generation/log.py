@@ -1,0 +1,132 @@
+"""The log of a rollout: all that is needed to generate it again, and to know that it is the same."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldgen.checkpoint import write_text
+from worldgen.config import build, to_mapping
+from worldgen.errors import ConfigError, LogError
+from worldgen.generation.sampling import SamplingConfig
+
+__all__ = ["RolloutLog", "frame_digest"]
+
+_FORMAT = "worldgen-log"
+_VERSION = 1
+
+
+def frame_digest(ids: NDArray[np.int64]) -> str:
+    """Return 16 hexadecimal digits that identify the ids of a frame."""
+    return hashlib.blake2b(ids.astype("<i4").tobytes(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutLog:
+    """Start, seed and actions of a rollout, and digests of the frames that came of them."""
+
+    world: str
+    world_hash: str
+    seed: int
+    decoder: str
+    sampling: SamplingConfig
+    start: int | None
+    """Index among the world's shipped starts, None for a start of the user's own."""
+    context_ids: tuple[tuple[int, ...], ...]
+    """Visual tokens of the context frames, the last one being frame 0 of the rollout."""
+    context_actions: tuple[tuple[int, ...], ...]
+    """Action tokens between the context frames, one tuple fewer than frames."""
+    actions: tuple[tuple[int, ...], ...]
+    """Action tokens of every step taken."""
+    digests: tuple[str, ...]
+    """`frame_digest` of every generated frame."""
+
+    @property
+    def total_hash(self) -> str:
+        """Return 32 hexadecimal digits that identify all generated frames in their order."""
+        return hashlib.blake2b("".join(self.digests).encode(), digest_size=16).hexdigest()
+
+    def first_difference(self, digests: Iterable[str]) -> int | None:
+        """Return the first frame (counted from 1) whose digest differs, None when all agree."""
+        for number, (mine, other) in enumerate(zip(self.digests, digests, strict=False), start=1):
+            if mine != other:
+                return number
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the log as JSON can hold it."""
+        header = {"format": _FORMAT, "version": _VERSION, "total_hash": self.total_hash}
+        return header | to_mapping(self)
+
+    @classmethod
+    def from_json(cls, data: Any) -> "RolloutLog":
+        """Return the log of a parsed JSON document.
+
+        Raises:
+            LogError: If the document is not a log, of another version, or inconsistent.
+        """
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            raise LogError(f'not a rollout log: a JSON object with "format": "{_FORMAT}" is needed')
+        if data.get("version") != _VERSION:
+            raise LogError(
+                f"the log has version {data.get('version')!r}; this worldgen reads version "
+                f"{_VERSION}"
+            )
+        fields = {field.name for field in dataclasses.fields(cls)}
+        rest = {key: value for key, value in data.items() if key not in {"format", "version"}}
+        total_hash = rest.pop("total_hash", None)
+        try:
+            log = build(cls, _tuples(rest, fields))
+        except ConfigError as error:
+            raise LogError(f"malformed rollout log: {error}") from error
+        if len(log.digests) != len(log.actions):
+            raise LogError(
+                f"malformed rollout log: {len(log.actions)} actions but {len(log.digests)} digests"
+            )
+        if len(log.context_ids) != len(log.context_actions) + 1:
+            raise LogError(
+                f"malformed rollout log: {len(log.context_ids)} context frames need one action "
+                f"fewer, got {len(log.context_actions)}"
+            )
+        if total_hash != log.total_hash:
+            raise LogError(
+                f"the log's total hash is {total_hash}, its frames give {log.total_hash}: "
+                f"the file was changed or cut"
+            )
+        return log
+
+    def write(self, path: Path) -> None:
+        """Write the log as one JSON file, aside first."""
+        text = json.dumps(self.to_json(), separators=(",", ":"))
+        write_text(path, text)
+
+    @classmethod
+    def read(cls, path: Path) -> "RolloutLog":
+        """Return the log in a file.
+
+        Raises:
+            LogError: If the file is missing, not JSON, or not a log.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise LogError(f"cannot read the log {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise LogError(f"{path} is not JSON: {error}") from error
+        return cls.from_json(data)
+
+
+def _tuples(rest: dict[str, Any], fields: set[str]) -> dict[str, Any]:
+    nested = {"context_ids", "context_actions", "actions"} & fields
+    return {
+        key: [tuple(row) if isinstance(row, list) else row for row in value]
+        if key in nested and isinstance(value, list)
+        else value
+        for key, value in rest.items()
+    }

@@ -1,0 +1,381 @@
+// Wires the page together: the link, the game, the two screens and everything around them.
+
+import { showBranches } from "./branches.js";
+import { renderCard } from "./card.js";
+import { Controls } from "./controls.js";
+import { Game } from "./game.js";
+import { Link } from "./link.js";
+import { Kind, unpack } from "./protocol.js";
+import { Screen } from "./screen.js";
+import { Timeline } from "./timeline.js";
+import { showVeil } from "./veil.js";
+
+const $ = (id) => document.getElementById(id);
+const FIGURES_MILLISECONDS = 250;
+const TIME_MILLISECONDS = 70;
+
+const worlds = new Map();
+let reality = { state: "waiting" };
+let realityFrame = 0;
+let replaying = null;
+let maxCommandBytes = 0;
+let linkTrouble = { name: "connecting" };
+
+const dreamScreen = new Screen($("dream"));
+const realityScreen = new Screen($("reality"));
+const controls = new Controls($("keys"), (time) => game.pressed(time));
+const link = new Link({ notice, binary, state: linkState });
+const game = new Game(link, controls, dreamScreen, changed);
+const timeline = new Timeline($("graph"), $("slider"), (frame) => game.look(frame));
+
+// What the server says.
+
+function notice(message) {
+  const handler = {
+    hello, drive, progress, restored, verified, cancelled,
+    error: ({ message: text }) => {
+      game.busy = false;
+      replaying = null;
+      say(text);
+      // A drive that the server cannot bring back: begin a new one rather than stand there.
+      if (game.drive && !game.drive.settled) openFirst();
+      changed();
+    },
+    log: ({ log }) => save(new Blob([JSON.stringify(log)], { type: "application/json" }), "json"),
+    reality: realityState,
+  }[message.say];
+  handler?.(message);
+}
+
+function hello({ worlds: offered, max_command_bytes: most }) {
+  maxCommandBytes = most;
+  worlds.clear();
+  for (const world of offered) worlds.set(world.key, world);
+  $("worlds").replaceChildren(...offered.map(worldTab));
+  $("worlds").hidden = offered.length < 2;
+  link.command("reality", { on: $("reality-on").checked });
+  const { drive: kept } = game;
+  if (kept && worlds.has(kept.world) && kept.start !== null && kept.actions.length) {
+    replaying = { what: "Restoring your run", done: 0, total: kept.actions.length };
+    game.drive.settled = false;
+    game.restore();
+  } else openFirst();
+}
+
+function openFirst() {
+  const wish = new URLSearchParams(location.hash.slice(1));
+  const key = [game.drive?.world, wish.get("world"), ...worlds.keys()].find((each) => worlds.has(each));
+  const whole = (name) => Math.max(0, Math.floor(Number(wish.get(name)))) || 0;
+  game.open(key, { seed: whole("seed"), start: whole("start") });
+}
+
+function worldTab({ key, card }) {
+  const tab = document.createElement("button");
+  tab.type = "button";
+  tab.textContent = card.title;
+  tab.dataset.world = key;
+  tab.title = card.description;
+  tab.addEventListener("click", () => game.open(key));
+  return tab;
+}
+
+function drive(message) {
+  const previous = game.drive;
+  const { card, num_starts: starts } = worlds.get(message.world);
+  if (previous?.world !== message.world || !controls.caps.size) {
+    controls.use(card.action_schema);
+    $("title").textContent = card.title;
+    document.title = `${card.title} – worldgen`;
+    $("pace-own").textContent = `${round(card.frames_per_second)} a second`;
+    $("about-title").textContent = card.title;
+    $("about-body").replaceChildren(renderCard(card));
+    $("start").replaceChildren(...Array.from({ length: starts }, (_, index) => new Option(index, index)));
+    $("decoder").replaceChildren(...card.decoders.map((name) => new Option(name.replaceAll("_", " "), name)));
+    $("decoder-label").hidden = card.decoders.length < 2;
+  }
+  if (previous?.world !== message.world || previous.branch !== message.branch
+      || previous.seed !== message.seed || previous.start !== message.start) {
+    timeline.clear();
+  }
+  timeline.cut(message.actions.length);
+  $("start").value = message.start ?? "";
+  $("seed").value = message.seed;
+  $("decoder").value = message.decoder;
+  for (const tab of $("worlds").children) {
+    tab.setAttribute("aria-pressed", String(tab.dataset.world === message.world));
+  }
+  if (message.start !== null) {
+    const place = new URLSearchParams({ world: message.world, start: message.start, seed: message.seed });
+    history.replaceState(null, "", `#${place}`);
+  }
+  replaying = null;
+  message.settled = true;
+  game.arrived(message, card);
+  showBranches($("branches"), game);
+}
+
+function progress({ done, total }) {
+  replaying = { what: "Replaying", ...replaying, done, total };
+  changed();
+}
+
+function restored({ frames, same }) {
+  say(same ? `Your run is back: ${frames} frames replayed, the last one identical.`
+    : `Your run is back, but the server draws it differently now: ${frames} frames replayed.`);
+}
+
+function verified({ frames, first_difference: difference }) {
+  say(difference === null ? `Replayed ${frames} frames: identical to the log.`
+    : `Replayed ${frames} frames: frame ${difference} is the first that differs from the log.`);
+  game.begun = true;
+}
+
+function cancelled() {
+  replaying = null;
+  game.busy = false;
+  say("Stopped.");
+  if (!game.drive?.settled) openFirst();
+  else game.look(game.frame);
+  changed();
+}
+
+function binary(buffer) {
+  const message = unpack(buffer);
+  switch (message.kind) {
+    case Kind.DREAM:
+    case Kind.DREAM_PREVIEW:
+      game.show(message);
+      break;
+    case Kind.REALITY:
+      timeline.set(message.frame, message.difference);
+      if (game.looking === null) showReality(message);
+      break;
+    case Kind.REALITY_PREVIEW:
+      if (game.looking !== null || message.frame === game.frame) showReality(message);
+      break;
+    case Kind.DIFFERENCES:
+      timeline.clear();
+      message.values.forEach((value, index) => timeline.set(message.first + index, value));
+      break;
+    case Kind.VIDEO:
+      $("video").disabled = false;
+      save(new Blob([message.content], { type: "video/mp4" }), "mp4");
+      break;
+  }
+}
+
+function showReality(picture) {
+  realityScreen.draw(picture);
+  const difference = timeline.values.get(picture.frame);
+  fill("likeness", Number.isFinite(difference) ? `${difference.toFixed(1)} dB` : "–");
+  realityFrame = picture.frame;
+  showTimeSoon();
+}
+
+function realityState(message) {
+  reality = message;
+  const { state, reason, done, total } = message;
+  $("reality-text").textContent = {
+    "catching up": total ? `Catching up, ${Math.round((100 * done) / total)} %` : "Catching up",
+    missing: `No reality here: ${reason}.`,
+    off: "Switched off.",
+  }[state] ?? "";
+  $("reality-veil").hidden = state === "running" || state === "ended";
+  $("reality-veil").dataset.state = state;
+  showTimeSoon();
+  if (state === "missing" || state === "off") {
+    timeline.clear();
+    fill("likeness", "–");
+  }
+  document.body.classList.toggle("alone", state === "missing" || state === "off");
+}
+
+function linkState(name, seconds, text) {
+  $("link").dataset.state = name;
+  $("link-text").textContent = {
+    connecting: "connecting", open: "connected", waiting: "server away",
+    idle: "asleep", full: "all places taken", failed: "server trouble",
+  }[name];
+  if (name === "connecting" && link.attempt > 0) return;
+  linkTrouble = name === "open" ? null : { name, seconds, text };
+  if (name !== "open") game.lost();
+  changed();
+}
+
+// What the page shows.
+
+/** Time flies by in frames; the page's words about it follow a few times a second. */
+let timePending = 0;
+function showTimeSoon() {
+  timePending ||= setTimeout(showTime, TIME_MILLISECONDS);
+}
+
+function showTime() {
+  clearTimeout(timePending);
+  timePending = 0;
+  if (!game.drive) return;
+  const over = reality.state === "ended" && !Number.isFinite(timeline.values.get(realityFrame));
+  $("reality-over").hidden = !over;
+  $("reality-note").textContent = over || $("reality-veil").hidden === false ? "" : `frame ${realityFrame}`;
+  const rate = game.card.frames_per_second;
+  const shown = game.looking ?? game.frame;
+  timeline.span(game.first, game.frame, shown);
+  $("slider").disabled = game.frame === 0 || !link.open;
+  $("dream-frame").textContent = `frame ${shown}`;
+  $("position").textContent = game.looking === null ? `${(game.frame / rate).toFixed(1)} s`
+    : `${((game.frame - shown) / rate).toFixed(1)} s back · a key or Play goes on from here`;
+}
+
+function changed(reason) {
+  if (reason === "frame") {
+    showTimeSoon();
+    return;
+  }
+  if (reason === "unattended") say("Paused: no key for three minutes.");
+  showTime();
+  showVeil({ linkTrouble, replaying, game });
+  $("play").textContent = game.running ? "Pause" : "Play";
+  $("newest").hidden = game.looking === null;
+  $("fork").textContent = game.looking === null ? "Fork" : "Fork here";
+  for (const id of ["play", "step", "fork", "video", "save", "load"]) {
+    $(id).disabled = !game.ready && !(id === "play" && game.running);
+  }
+  $("paused").hidden = game.running || !game.begun || !$("veil").hidden;
+  if (reason === "drive") showBranches($("branches"), game);
+}
+
+function showFigures() {
+  const summary = game.statistics.summary();
+  const milliseconds = (value) => (Number.isFinite(value) ? `${value < 10 ? value.toFixed(1) : Math.round(value)} ms` : "–");
+  const moving = game.running && Number.isFinite(summary.frames_per_second);
+  fill("rate", moving ? round(summary.frames_per_second) : "–");
+  $("latency").textContent = milliseconds(summary.latency_ms_p50);
+  $("latency-high").textContent = milliseconds(summary.latency_ms_p95);
+  $("model-time").textContent = milliseconds(summary.model_ms_p50);
+}
+setInterval(showFigures, FIGURES_MILLISECONDS);
+
+/** Write a figure everywhere the page shows it. */
+function fill(name, text) {
+  for (const place of document.querySelectorAll(`[data-${name}]`)) place.textContent = text;
+}
+
+let statusTimer = 0;
+function say(text) {
+  $("status").textContent = text;
+  $("status").classList.add("shown");
+  clearTimeout(statusTimer);
+  statusTimer = setTimeout(() => $("status").classList.remove("shown"), 7000);
+}
+
+function save(blob, ending) {
+  const anchor = document.createElement("a");
+  anchor.href = URL.createObjectURL(blob);
+  anchor.download = `${game.drive.world}-seed${game.drive.seed}-frame${game.frame}.${ending}`;
+  anchor.click();
+  setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
+  say(`Saved ${anchor.download}`);
+}
+
+function round(value) {
+  return String(Math.round(value * 10) / 10);
+}
+
+// What the visitor does.
+
+const shortcuts = {
+  KeyP: () => (game.running ? game.pause() : game.play()),
+  Period: () => game.single(),
+  KeyF: () => game.fork(),
+  KeyN: () => surprise(),
+};
+
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.altKey || event.metaKey || $("about").open) return;
+  const target = event.target;
+  if (target.matches("input:not([type=radio]):not([type=checkbox]), select, textarea")) return;
+  if (target.matches("button, label input") && ["Space", "Enter"].includes(event.code)) return;
+  if (linkTrouble?.name === "idle") link.connect();
+  if (controls.key(event, true)) {
+    event.preventDefault();
+  } else if (!event.repeat && game.ready && shortcuts[event.code]) {
+    event.preventDefault();
+    shortcuts[event.code]();
+  }
+});
+addEventListener("keyup", (event) => controls.key(event, false));
+
+// A control that was used with the pointer must not keep the space bar or the arrows from the world.
+addEventListener("click", (event) => {
+  const control = event.target.closest("button, .choice, .switch");
+  if (control && event.detail > 0) document.activeElement?.blur();
+});
+for (const id of ["start", "decoder"]) $(id).addEventListener("change", () => $(id).blur());
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden && game.running) {
+    game.pause();
+    say("Paused while the page was hidden.");
+  }
+});
+
+$("play").addEventListener("click", shortcuts.KeyP);
+$("step").addEventListener("click", shortcuts.Period);
+$("fork").addEventListener("click", shortcuts.KeyF);
+$("newest").addEventListener("click", () => game.look(game.frame));
+$("video").addEventListener("click", () => {
+  $("video").disabled = true;
+  say("Making the video.");
+  link.command("video");
+});
+$("save").addEventListener("click", () => link.command("save"));
+$("load").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", async () => {
+  const [file] = $("file").files;
+  $("file").value = "";
+  if (!file) return;
+  if (file.size > maxCommandBytes - 100) {
+    say(`${file.name} is longer than this server replays; use worldgen replay.`);
+    return;
+  }
+  try {
+    const log = JSON.parse(await file.text());
+    game.pause();
+    replaying = { what: "Replaying the log", done: 0, total: log.actions?.length ?? 0 };
+    game.command("load", { log });
+  } catch {
+    say(`${file.name} is not a log: it is not JSON.`);
+  }
+});
+$("new-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  document.activeElement?.blur();
+  const [seed, start] = [Number($("seed").value), Number($("start").value)];
+  game.open(game.drive.world, { seed, start, decoder: $("decoder").value || null });
+});
+$("surprise").addEventListener("click", surprise);
+function surprise() {
+  const random = (count) => Math.floor(Math.random() * count);
+  const { num_starts: starts } = worlds.get(game.drive.world);
+  game.open(game.drive.world, { seed: random(1e6), start: random(starts), decoder: $("decoder").value || null });
+}
+$("pace").addEventListener("change", (event) => game.setPace(event.target.value));
+$("reality-on").addEventListener("change", (event) => link.command("reality", { on: event.target.checked }));
+$("veil-button").addEventListener("click", () => {
+  if (linkTrouble) link.connect();
+  else if (replaying) link.command("cancel");
+  else game.play();
+});
+$("about-open").addEventListener("click", () => $("about").showModal());
+$("about").addEventListener("click", (event) => event.target === $("about") && $("about").close());
+
+/** For measurements: figures of the page, and the switches that they need. */
+window.worldgen = {
+  statistics: () => ({ ...game.statistics.summary(), world: game.drive?.world, pace: game.pace, running: game.running, frame: game.frame }),
+  resetStatistics: () => game.statistics.reset(),
+  setPace: (pace) => game.setPace(pace),
+  play: () => game.play(),
+  pause: () => game.pause(),
+};
+
+link.connect();

@@ -1,0 +1,1 @@
+"""From pixels and actions to tokens and back."""

@@ -1,0 +1,74 @@
+"""Visual tokenizers: one file for each family, built, saved and loaded here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from worldgen.checkpoint import load_state, load_tensors, save_tensors
+from worldgen.config import build, to_mapping
+from worldgen.errors import CheckpointError, ConfigError
+from worldgen.tokenizers.visual.base import TokenizerOutput, VisualTokenizer
+from worldgen.tokenizers.visual.convolutional import (
+    ConvolutionalTokenizer,
+    ConvolutionalTokenizerConfig,
+)
+
+__all__ = [
+    "ConvolutionalTokenizer",
+    "ConvolutionalTokenizerConfig",
+    "TokenizerOutput",
+    "VisualTokenizer",
+    "VisualTokenizerConfig",
+    "build_visual_tokenizer",
+    "load_visual_tokenizer",
+    "save_visual_tokenizer",
+]
+
+VisualTokenizerConfig = ConvolutionalTokenizerConfig
+
+_ARTIFACT = "visual_tokenizer"
+
+
+def build_visual_tokenizer(config: VisualTokenizerConfig) -> VisualTokenizer:
+    """Return a freshly initialised tokenizer."""
+    return ConvolutionalTokenizer(config)
+
+
+def save_visual_tokenizer(
+    path: Path, tokenizer: VisualTokenizer, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write weights, codebook and its usage, configuration and metadata to one safetensors file.
+
+    Args:
+        path: Destination, by convention `tokenizer.safetensors`.
+        tokenizer: Any tokenizer that `build_visual_tokenizer` makes.
+        metadata: Anything JSON can hold; readable later with `worldgen.checkpoint.load_tensors`.
+    """
+    header = {
+        **(metadata or {}),
+        "artifact": _ARTIFACT,
+        "config": to_mapping(tokenizer.config),
+    }
+    save_tensors(path, tokenizer.state_dict(), header)
+
+
+def load_visual_tokenizer(path: Path) -> VisualTokenizer:
+    """Return a tokenizer from a file that `save_visual_tokenizer` wrote, ready for inference.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, of another kind, or does not fit its
+            own configuration.
+    """
+    tensors, metadata = load_tensors(path)
+    if metadata.get("artifact") != _ARTIFACT:
+        raise CheckpointError(
+            f"{path} holds {metadata.get('artifact', 'something unnamed')!r}, not a visual "
+            f"tokenizer; give the tokenizer.safetensors of a world or a run"
+        )
+    try:
+        config = build(ConvolutionalTokenizerConfig, metadata["config"])
+    except (KeyError, ConfigError) as error:
+        raise CheckpointError(f"{path} names no configuration known here: {error}") from error
+    tokenizer = build_visual_tokenizer(config)
+    load_state(tokenizer, tensors, path)
+    return tokenizer.eval().requires_grad_(False)
