@@ -1,0 +1,162 @@
+"""Discriminators and adversarial losses against numbers that OmniTokenizer's own code computed."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from einops import rearrange
+from safetensors.torch import load_file
+from torch import Tensor
+
+from worldgen.errors import CheckpointError
+from worldgen.interop.omnitokenizer_discriminators import (
+    discriminator_config,
+    discriminator_state,
+)
+from worldgen.tokenizers.adversarial import (
+    discriminator_loss,
+    feature_matching_loss,
+    generator_loss,
+)
+from worldgen.tokenizers.discriminators import DiscriminatorOutput, PatchDiscriminator
+
+
+def _folders() -> list[Path]:
+    roots = [Path(__file__).parents[1] / "reference" / "omnitokenizer"]
+    if "WORLDGEN_REFERENCE_DIR" in os.environ:
+        roots.append(Path(os.environ["WORLDGEN_REFERENCE_DIR"]) / "omnitokenizer")
+    found = [path.parent for root in roots for path in sorted(root.glob("*/config.json"))]
+    return [
+        folder
+        for folder in found
+        if json.loads((folder / "config.json").read_text())["mode"] == "train"
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    arguments: dict[str, Any]
+    weights: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    def discriminator(self, dimensions: Literal[2, 3]) -> PatchDiscriminator:
+        prefix = {2: "image_discriminator.", 3: "video_discriminator."}[dimensions]
+        theirs = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.weights.items()
+            if name.startswith(prefix)
+        }
+        config = discriminator_config(self.arguments, dimensions)
+        state, missing, unexpected = discriminator_state(theirs, config)
+        assert (missing, unexpected) == ([], [])
+        discriminator = PatchDiscriminator(config)
+        discriminator.load_state_dict(state)
+        return discriminator
+
+    @property
+    def batches(self) -> list[str]:
+        return [name for name in ("image", "video") if name in self.inputs]
+
+    def clips(self, batch: str, tensor: Tensor) -> Tensor:
+        """Frames as the library has them; upstream puts colours before time."""
+        return tensor[:, None] if batch == "image" else rearrange(tensor, "b c t h w -> b t c h w")
+
+    def chosen(self, batch: str, clips: Tensor) -> Tensor:
+        """The frame of each clip that the image discriminator sees."""
+        if batch == "image":
+            return clips
+        return clips[torch.arange(len(clips)), self.inputs[f"{batch}.frame_idx"]][:, None]
+
+
+@pytest.fixture(params=[pytest.param(folder, id=folder.name) for folder in _folders()])
+def case(request: pytest.FixtureRequest) -> Case:
+    folder: Path = request.param
+    return Case(
+        arguments=json.loads((folder / "config.json").read_text())["args"],
+        weights=load_file(folder / "weights.safetensors"),
+        inputs=load_file(folder / "inputs.safetensors"),
+        outputs=load_file(folder / "outputs.safetensors"),
+    )
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    # The tolerance that the reference numbers are published with.
+    torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)
+
+
+@torch.no_grad()
+def test_logits_and_features_are_upstreams(case: Case) -> None:
+    compared = 0
+    for batch in case.batches:
+        dimensions: Literal[2, 3] = 2 if batch == "image" else 3
+        output = case.discriminator(dimensions).eval()(case.clips(batch, case.inputs[batch]))
+        assert_close(output.logits, case.outputs[f"{batch}.disc_eval.logits"])
+        for index, feature in enumerate(output.features):
+            theirs = case.outputs[f"{batch}.disc_eval.feature{index}_mean_abs"]
+            assert_close(feature.abs().mean(), theirs)
+            compared += 1
+    assert compared
+
+
+def test_one_pass_gives_the_losses_of_upstreams_two(case: Case) -> None:
+    for batch in case.batches:
+        frames = case.clips(batch, case.inputs[batch])
+        rebuilt = case.clips(batch, case.outputs[f"{batch}.g.recon"]).requires_grad_()
+        judged: dict[str, tuple[DiscriminatorOutput, DiscriminatorOutput]] = {}
+        image = case.discriminator(2)
+        judged["image"] = (image(case.chosen(batch, frames)), image(case.chosen(batch, rebuilt)))
+        networks = [image]
+        if batch == "video":
+            video = case.discriminator(3)
+            judged["video"] = (video(frames), video(rebuilt))
+            networks.append(video)
+
+        kind: Literal["hinge", "vanilla"] = case.arguments["disc_loss_type"]
+        matching = torch.zeros(())
+        adversarial = torch.zeros(())
+        total = torch.zeros(())
+        for name, (real, fake) in judged.items():
+            loss = discriminator_loss(real.logits, fake.logits, kind)
+            weight = case.arguments[f"{name}_gan_weight"]
+            total = total + weight * loss
+            adversarial = adversarial + weight * generator_loss(fake.logits)
+            matching = matching + feature_matching_loss(real, fake)
+            assert_close(loss, case.outputs[f"{batch}.d.d_{name}_loss"])
+            assert_close(real.logits.mean(), case.outputs[f"{batch}.d.logits_{name}_real"])
+            assert_close(fake.logits.mean(), case.outputs[f"{batch}.d.logits_{name}_fake"])
+        started = case.arguments["discriminator_iter_start"] <= 0
+        assert_close(started * adversarial, case.outputs[f"{batch}.g.aeloss"])
+        weighted = started * case.arguments["gan_feat_weight"] * matching
+        assert_close(weighted, case.outputs[f"{batch}.g.gan_feat_loss"])
+        assert_close(started * total, case.outputs[f"{batch}.d.discloss"])
+
+        # Noise of amplitude zero has a gradient of its own, which is random: left out.
+        weights = [
+            parameter
+            for network in networks
+            for name, parameter in network.named_parameters()
+            if not name.startswith("noise.")
+        ]
+        gradients = torch.autograd.grad(started * total, weights)
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        assert_close(norm, case.outputs[f"{batch}.d.grad_norm"])
+
+
+def test_missing_and_foreign_entries_are_listed_by_their_upstream_names() -> None:
+    config = discriminator_config({"disc_channels": 2, "disc_layers": 2}, 3)
+    state, missing, unexpected = discriminator_state({"model9.0.weight": torch.zeros(1)}, config)
+    assert not state
+    assert unexpected == ["model9.0.weight"]
+    assert {"model0.0.weight", "model1.1.bias", "model1.2.running_var", "model3.1.weight"} <= set(
+        missing
+    )
+
+
+def test_discriminators_that_upstream_cannot_run_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="norm_type 'batch', got 'group'"):
+        discriminator_config({"norm_type": "group"}, 2)
