@@ -1,21 +1,41 @@
 """Visual tokenizers: one file for each family, built, saved and loaded here."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from worldgen.checkpoint import load_state, load_tensors, save_tensors
 from worldgen.config import build, to_mapping
 from worldgen.errors import CheckpointError, ConfigError
-from worldgen.tokenizers.visual.base import TokenizerOutput, VisualTokenizer
+from worldgen.tokenizers.visual.base import (
+    DecoderStream,
+    EncoderStream,
+    Perturbation,
+    TokenizerOutput,
+    VisualTokenizer,
+)
 from worldgen.tokenizers.visual.convolutional import (
     ConvolutionalTokenizer,
     ConvolutionalTokenizerConfig,
+)
+from worldgen.tokenizers.visual.omnitokenizer import (
+    OmniAutoencoder,
+    OmniAutoencoderConfig,
+    OmniTokenizer,
+    OmniTokenizerConfig,
 )
 
 __all__ = [
     "ConvolutionalTokenizer",
     "ConvolutionalTokenizerConfig",
+    "DecoderStream",
+    "EncoderStream",
+    "OmniAutoencoder",
+    "OmniAutoencoderConfig",
+    "OmniTokenizer",
+    "OmniTokenizerConfig",
+    "Perturbation",
     "TokenizerOutput",
     "VisualTokenizer",
     "VisualTokenizerConfig",
@@ -24,14 +44,23 @@ __all__ = [
     "save_visual_tokenizer",
 ]
 
-VisualTokenizerConfig = ConvolutionalTokenizerConfig
+VisualTokenizerConfig = ConvolutionalTokenizerConfig | OmniTokenizerConfig
 
 _ARTIFACT = "visual_tokenizer"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    tokenizer: VisualTokenizerConfig
+
+
 def build_visual_tokenizer(config: VisualTokenizerConfig) -> VisualTokenizer:
     """Return a freshly initialised tokenizer."""
-    return ConvolutionalTokenizer(config)
+    match config:
+        case ConvolutionalTokenizerConfig():
+            return ConvolutionalTokenizer(config)
+        case OmniTokenizerConfig():
+            return OmniTokenizer(config)
 
 
 def save_visual_tokenizer(
@@ -66,7 +95,7 @@ def load_visual_tokenizer(path: Path) -> VisualTokenizer:
             f"tokenizer; give the tokenizer.safetensors of a world or a run"
         )
     try:
-        config = build(ConvolutionalTokenizerConfig, metadata["config"])
+        config = build(_Stored, {"tokenizer": metadata["config"]}).tokenizer
     except (KeyError, ConfigError) as error:
         raise CheckpointError(f"{path} names no configuration known here: {error}") from error
     tokenizer = build_visual_tokenizer(config)
