@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from worldgen.errors import CheckpointError
+from worldgen.interop.files import ForeignState
 from worldgen.interop.omnitokenizer_discriminators import (
     discriminator_config,
     discriminator_state,
@@ -39,6 +40,8 @@ def _folders() -> list[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
+    path: Path
+    step: int
     arguments: dict[str, Any]
     weights: dict[str, Tensor]
     inputs: dict[str, Tensor]
@@ -46,16 +49,12 @@ class Case:
 
     def discriminator(self, dimensions: Literal[2, 3]) -> PatchDiscriminator:
         prefix = {2: "image_discriminator.", 3: "video_discriminator."}[dimensions]
-        theirs = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in self.weights.items()
-            if name.startswith(prefix)
-        }
         config = discriminator_config(self.arguments, dimensions)
-        state, missing, unexpected = discriminator_state(theirs, config)
-        assert (missing, unexpected) == ([], [])
+        state = ForeignState(self.weights, self.path)
+        state.leave(*(name for name in self.weights if not name.startswith(prefix)))
         discriminator = PatchDiscriminator(config)
-        discriminator.load_state_dict(state)
+        discriminator.load_state_dict(discriminator_state(state, prefix, config))
+        state.finish()
         return discriminator
 
     @property
@@ -76,8 +75,11 @@ class Case:
 @pytest.fixture(params=[pytest.param(folder, id=folder.name) for folder in _folders()])
 def case(request: pytest.FixtureRequest) -> Case:
     folder: Path = request.param
+    config = json.loads((folder / "config.json").read_text())
     return Case(
-        arguments=json.loads((folder / "config.json").read_text())["args"],
+        path=folder / "weights.safetensors",
+        step=config["global_step"],
+        arguments=config["args"],
         weights=load_file(folder / "weights.safetensors"),
         inputs=load_file(folder / "inputs.safetensors"),
         outputs=load_file(folder / "outputs.safetensors"),
@@ -129,7 +131,7 @@ def test_one_pass_gives_the_losses_of_upstreams_two(case: Case) -> None:
             assert_close(loss, case.outputs[f"{batch}.d.d_{name}_loss"])
             assert_close(real.logits.mean(), case.outputs[f"{batch}.d.logits_{name}_real"])
             assert_close(fake.logits.mean(), case.outputs[f"{batch}.d.logits_{name}_fake"])
-        started = case.arguments["discriminator_iter_start"] <= 0
+        started = case.step >= case.arguments["discriminator_iter_start"]
         assert_close(started * adversarial, case.outputs[f"{batch}.g.aeloss"])
         weighted = started * case.arguments["gan_feat_weight"] * matching
         assert_close(weighted, case.outputs[f"{batch}.g.gan_feat_loss"])
@@ -149,12 +151,12 @@ def test_one_pass_gives_the_losses_of_upstreams_two(case: Case) -> None:
 
 def test_missing_and_foreign_entries_are_listed_by_their_upstream_names() -> None:
     config = discriminator_config({"disc_channels": 2, "disc_layers": 2}, 3)
-    state, missing, unexpected = discriminator_state({"model9.0.weight": torch.zeros(1)}, config)
-    assert not state
-    assert unexpected == ["model9.0.weight"]
-    assert {"model0.0.weight", "model1.1.bias", "model1.2.running_var", "model3.1.weight"} <= set(
-        missing
-    )
+    state = ForeignState({"video_discriminator.model9.0.weight": torch.zeros(1)}, Path("a.ckpt"))
+    discriminator_state(state, "video_discriminator.", config)
+    with pytest.raises(
+        CheckpointError, match=r"missing .*model1\.2\.running_var.*unexpected .*model9"
+    ):
+        state.finish()
 
 
 def test_discriminators_that_upstream_cannot_run_are_refused() -> None:

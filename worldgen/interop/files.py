@@ -99,12 +99,12 @@ class ForeignState:
         self._taken.add(name)
         if name not in self._tensors:
             self._missing.append(name)
-            return torch.zeros(*shape)
+            return torch.zeros(tuple(shape))
         tensor = self._tensors[name]
         if _without_ones(tensor.shape) != _without_ones(shape):
             self._misshapen.append(f"{name} {tuple(tensor.shape)} instead of {tuple(shape)}")
-            return torch.zeros(*shape)
-        tensor = tensor.reshape(*shape)
+            return torch.zeros(tuple(shape))
+        tensor = tensor.reshape(tuple(shape))
         return tensor.float() if tensor.is_floating_point() else tensor
 
     def leave(self, *prefixes: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from worldgen.errors import CheckpointError
+from worldgen.interop.files import ForeignState
 from worldgen.tokenizers.discriminators import PatchDiscriminator, PatchDiscriminatorConfig
 
 __all__ = ["discriminator_config", "discriminator_state"]
@@ -40,26 +41,24 @@ def discriminator_config(
 
 
 def discriminator_state(
-    tensors: Mapping[str, Tensor], config: PatchDiscriminatorConfig
-) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """Return a discriminator's state under our names, what is missing and what is left over.
+    state: ForeignState, prefix: str, config: PatchDiscriminatorConfig
+) -> dict[str, Tensor]:
+    """Return a discriminator's state under our names, for `load_state_dict`.
 
     Upstream numbers the parts of a stage. The stages that halve the resolution, the first left
     out, hold an unused blur at 0, so that their convolution is 1 and their normalisation 2;
     elsewhere these are 0 and 1.
 
     Args:
-        tensors: Under upstream's names, without `image_discriminator.` or `video_discriminator.`.
+        state: Of the checkpoint; what is missing is told by its `finish`.
+        prefix: `image_discriminator.` or `video_discriminator.`.
         config: As `discriminator_config` returns it.
-
-    Returns:
-        The state for `PatchDiscriminator.load_state_dict`, and two lists of upstream's names.
     """
-    names = {}
-    for ours in PatchDiscriminator(config).state_dict():
-        names[_upstream_name(ours, config.num_halvings)] = ours
-    state = {ours: tensors[theirs] for theirs, ours in names.items() if theirs in tensors}
-    return state, sorted(names.keys() - tensors.keys()), sorted(tensors.keys() - names.keys())
+    ours = PatchDiscriminator(config).state_dict()
+    return {
+        name: state.take(prefix + _upstream_name(name, config.num_halvings), tensor.shape)
+        for name, tensor in ours.items()
+    }
 
 
 def _upstream_name(name: str, num_halvings: int) -> str:
