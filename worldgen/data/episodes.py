@@ -212,7 +212,7 @@ class Dataset:
         Raises:
             DataError: If a file is damaged, or the lengths differ.
         """
-        frames = read_video(_stem(self._split_folder(info.split), info.index).with_suffix(".mp4"))
+        frames = read_video(self.video_path(info))
         columns = self.load_columns(info)
         actions = columns.pop("action")
         if not len(frames) == len(actions) == info.length:
@@ -221,6 +221,10 @@ class Dataset:
                 f"{len(frames)} frames and {len(actions)} actions; delete its three files"
             )
         return Episode(frames=frames, actions=actions, columns=columns, info=info)
+
+    def video_path(self, info: EpisodeInfo) -> Path:
+        """Return where the frames of an episode are."""
+        return _stem(self._split_folder(info.split), info.index).with_suffix(".mp4")
 
     def load_columns(self, info: EpisodeInfo) -> dict[str, NDArray[Any]]:
         """Return the arrays of an episode, `action` among them, without decoding its video.

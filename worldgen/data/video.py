@@ -1,6 +1,6 @@
 """Write and read video files frame by frame with PyAV; lossless when asked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -8,15 +8,17 @@ from typing import Self, cast
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from worldgen.checkpoint import write_atomically
 from worldgen.errors import DataError
 
-__all__ = ["VideoWriter", "read_video", "write_video"]
+__all__ = ["VideoWriter", "iterate_video", "num_declared_frames", "read_video", "write_video"]
 
 _KEY_FRAME_DISTANCE = 30
+_UNSURE_SECONDS = 0.5
 
 
 class VideoWriter:
@@ -136,17 +138,71 @@ def read_video(path: Path) -> NDArray[np.uint8]:
     """Return all frames of a video, uint8 [time, height, width, 3].
 
     Raises:
-        DataError: If the file is missing, damaged or holds no picture.
+        DataError: If the file is missing, damaged, ends early or holds no picture.
+    """
+    return np.stack(list(iterate_video(path)))
+
+
+def iterate_video(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of a video in order, uint8 [height, width, 3], never more than a few held.
+
+    Raises:
+        DataError: At once if the file is missing, no video, or without a frame; after the last
+            frame that can be read if the rest is damaged or missing.
+    """
+    if not path.is_file():
+        raise DataError(f"no video at {path}; check the path")
+    packets, frames = 0, 0
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            for packet in container.demux(stream):
+                # The last, empty packet only draws out what the decoder still holds.
+                packets += packet.size > 0
+                for frame in packet.decode():
+                    if frame.is_corrupt:
+                        raise DataError(
+                            f"{path} is damaged at frame {frames}; copy or record it again"
+                        )
+                    yield np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+                    frames += 1
+            # Frames that an edit list hides are packets all the same, so packets are compared.
+            declared = _declared_frames(container, stream)
+    except (av.FFmpegError, IndexError) as error:
+        raise DataError(
+            f"{path} is damaged or not a video ({error}) after {frames} frames; record it again"
+        ) from error
+    if not frames:
+        raise DataError(f"{path} holds no frames; record it again")
+    if packets < declared:
+        raise DataError(
+            f"{path} ends early: it announces {declared} frames and holds {packets}; copy or "
+            "record it again"
+        )
+
+
+def num_declared_frames(path: Path) -> int:
+    """Return how many frames a video announces without decoding them, 0 where it does not tell.
+
+    Raises:
+        DataError: If the file is missing, damaged or not a video.
     """
     if not path.is_file():
         raise DataError(f"no video at {path}; check the path")
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            return _declared_frames(container, container.streams.video[0])
     except (av.FFmpegError, IndexError) as error:
         raise DataError(f"{path} is damaged or not a video ({error}); record it again") from error
-    if not frames:
-        raise DataError(f"{path} holds no frames; record it again")
-    return np.stack(frames)
+
+
+def _declared_frames(container: InputContainer, stream: VideoStream) -> int:
+    """Count the frames in the header; where only a duration stands there, leave half a second."""
+    if stream.frames:
+        return stream.frames
+    alone = len(container.streams) == 1
+    if not alone or container.duration is None or stream.average_rate is None:
+        return 0
+    seconds = container.duration / av.time_base - _UNSURE_SECONDS
+    return max(0, int(seconds * stream.average_rate))
