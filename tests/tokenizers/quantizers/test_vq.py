@@ -8,6 +8,7 @@ import torch
 from worldgen.checkpoint import load_state, load_tensors, save_tensors
 from worldgen.errors import ConfigError
 from worldgen.tokenizers.quantizers import VectorQuantizer, VQConfig
+from worldgen.tokenizers.quantizers.codebook import Normalise
 
 
 def positions(rows: list[list[float]]) -> torch.Tensor:
@@ -148,3 +149,94 @@ def test_impossible_settings_are_refused() -> None:
         VQConfig(codebook_size=1, width=4)
     with pytest.raises(ConfigError, match="decay must lie between 0 and 1"):
         VQConfig(codebook_size=8, width=4, decay=1.0)
+    with pytest.raises(ConfigError, match="must not be negative"):
+        VQConfig(codebook_size=8, width=4, smoothing=-1.0)
+    with pytest.raises(ConfigError, match="0 / 0"):
+        VQConfig(codebook_size=8, width=4, revival_threshold=0.0)
+
+
+def test_smoothing_gives_every_code_a_few_uses_in_thought() -> None:
+    scheme = two_codes(decay=0.5, smoothing=0.1).train()
+    scheme(positions([[1.0, 1.0], [1.0, 3.0]]))
+    # Uses 1.5 and 0.5, sums (1, 2) and (2, 0): divided by (uses + 0.1) / (2 + 2 * 0.1) * 2.
+    expected = torch.tensor([[1.0, 2.0], [2.0, 0.0]]) / (torch.tensor([[1.6], [0.6]]) / 2.2 * 2)
+    torch.testing.assert_close(scheme.codebook, expected)
+
+
+def test_without_revival_codes_start_on_the_first_vectors_and_only_means_move_them() -> None:
+    config = VQConfig(
+        codebook_size=6, width=4, normalise="vectors", smoothing=1e-7, revival_threshold=0.0
+    )
+    scheme = VectorQuantizer(config).train()
+    vectors = torch.randn(2, 4, 3, 1, generator=torch.Generator().manual_seed(0))
+    output = scheme(vectors)
+    flat = torch.nn.functional.normalize(vectors, dim=1).movedim(1, -1).reshape(6, 4)
+    # Each vector is a code, so nothing is lost and every mean stays where it is.
+    assert sorted(output.ids.flatten().tolist()) == list(range(6))
+    assert output.loss == 0
+    torch.testing.assert_close(scheme.codebook[output.ids.flatten()], flat, atol=1e-6, rtol=0.0)
+    uses = scheme.code_uses
+    for _ in range(50):
+        scheme(vectors[:1])
+    # Three codes are not used any more; they are neither moved onto vectors nor forbidden.
+    assert (uses < 1).sum() == 3
+    assert scheme.choosable() is None
+    assert set(scheme(vectors).ids.flatten().tolist()) == set(range(6))
+
+
+@pytest.mark.parametrize("normalise", ["vectors", "both"])
+def test_vectors_of_length_one_are_compared(normalise: Normalise) -> None:
+    config = VQConfig(codebook_size=20, width=4, normalise=normalise)
+    scheme = VectorQuantizer(config).train()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        vectors = torch.randn(2, 4, 5, 5, generator=generator)
+        scheme(vectors)
+    lengths = scheme.codebook[scheme.choosable()].norm(dim=1)
+    # Means of vectors on the sphere lie inside it, unless they are brought back.
+    assert bool(lengths.max() < 1 + 1e-6)
+    assert bool(lengths.min() < 0.99) == (normalise == "vectors")
+    scheme.eval()
+    # The length of a vector plays no part.
+    output, stretched = scheme(vectors), scheme(5 * vectors)
+    assert torch.equal(output.ids, stretched.ids)
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    error = (output.quantized - unit).square().mean()
+    torch.testing.assert_close(output.loss, 0.25 * error)
+    if normalise == "both":
+        similarity = torch.einsum("b w r c, k w -> b r c k", unit, scheme.codebook)
+        similarity[..., ~scheme.choosable()] = -2.0
+        assert torch.equal(output.ids, similarity.argmax(-1))
+
+
+def test_codes_and_loss_are_those_before_the_step() -> None:
+    scheme = two_codes(decay=0.5).train()
+    output = scheme(positions([[1.0, 1.0], [3.0, 0.0]]))
+    assert torch.equal(output.quantized, positions([[0.0, 0.0], [4.0, 0.0]]))
+    torch.testing.assert_close(output.loss, torch.tensor(0.25 * 3 / 4))
+
+
+def test_quantized_is_the_code_exactly_and_works_in_batches() -> None:
+    scheme = VectorQuantizer(VQConfig(codebook_size=64, width=8)).eval()
+    vectors = 100 * torch.randn(5, 8, 3, 2, generator=torch.Generator().manual_seed(0))
+    output = scheme(vectors.requires_grad_())
+    assert torch.equal(output.quantized, scheme.ids_to_vectors(output.ids))
+    for one in range(5):
+        assert torch.equal(scheme(vectors[one : one + 1]).ids[0], output.ids[one])
+
+
+def test_neighbours_are_the_nearest_living_codes() -> None:
+    scheme = VectorQuantizer(VQConfig(codebook_size=40, width=3))
+    scheme.code_uses[::2] = 0.0
+    ids = torch.tensor([[1, 3, 4], [5, 1, 39]])
+    near = scheme.neighbours(ids, 4)
+    gaps = torch.cdist(scheme.codebook.double(), scheme.codebook.double())
+    gaps.fill_diagonal_(torch.inf)
+    gaps[:, ::2] = torch.inf
+    assert torch.equal(near, gaps[ids].argsort(-1)[..., :4])
+    # Where all but two are dead, the list begins again.
+    scheme.code_uses.fill_(0.0)
+    scheme.code_uses[[7, 9]] = 1.0
+    assert scheme.neighbours(torch.tensor([7, 9]), 3).tolist() == [[9] * 3, [7] * 3]
+    with pytest.raises(ConfigError, match="1 to 39 neighbours"):
+        scheme.neighbours(ids, 40)

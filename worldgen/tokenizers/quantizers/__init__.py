@@ -7,22 +7,28 @@ from worldgen.tokenizers.quantizers.base import (
     code_usage,
 )
 from worldgen.tokenizers.quantizers.fsq import FiniteScalarQuantizer, FSQConfig
+from worldgen.tokenizers.quantizers.simvq import SimVectorQuantizer, SimVQConfig
 from worldgen.tokenizers.quantizers.vq import VectorQuantizer, VQConfig
+from worldgen.tokenizers.quantizers.vq_gradient import GradientVectorQuantizer, GradientVQConfig
 
 __all__ = [
     "CodeUsage",
     "FSQConfig",
     "FiniteScalarQuantizer",
+    "GradientVQConfig",
+    "GradientVectorQuantizer",
     "Quantizer",
     "QuantizerConfig",
     "QuantizerOutput",
+    "SimVQConfig",
+    "SimVectorQuantizer",
     "VQConfig",
     "VectorQuantizer",
     "build_quantizer",
     "code_usage",
 ]
 
-QuantizerConfig = FSQConfig | VQConfig
+QuantizerConfig = FSQConfig | VQConfig | GradientVQConfig | SimVQConfig
 
 
 def build_quantizer(config: QuantizerConfig) -> Quantizer:
@@ -32,3 +38,7 @@ def build_quantizer(config: QuantizerConfig) -> Quantizer:
             return FiniteScalarQuantizer(config)
         case VQConfig():
             return VectorQuantizer(config)
+        case GradientVQConfig():
+            return GradientVectorQuantizer(config)
+        case SimVQConfig():
+            return SimVectorQuantizer(config)

@@ -3,9 +3,10 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from worldgen.errors import ConfigError
 
 __all__ = ["CodeUsage", "Quantizer", "QuantizerOutput", "code_usage"]
 
@@ -50,6 +51,30 @@ class Quantizer(nn.Module, ABC):
     ) -> Int[Tensor, "batch row column"]:
         """Return the int64 ids of codes, as `ids_to_vectors` or `forward` gave them."""
 
+    @property
+    def num_neighbours(self) -> int:
+        """Codes that count as near neighbours of a code where nobody says how many."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which codes are near")
+
+    def neighbours(self, ids: Int[Tensor, "*any"], count: int) -> Int[Tensor, "*any count"]:
+        """Return ids of codes that lie near those of the given ids, none of them itself.
+
+        Args:
+            ids: int64 in [0, codebook_size), any shape.
+            count: Neighbours of each; what may be asked for depends on the scheme.
+
+        Raises:
+            ConfigError: If the scheme has not that many.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say which codes are near")
+
+    @staticmethod
+    def _check_neighbours(count: int, available: int) -> None:
+        if not 1 <= count <= available:
+            raise ConfigError(
+                f"codes of this quantizer have 1 to {available} neighbours to ask for, got {count}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CodeUsage:
@@ -59,6 +84,8 @@ class CodeUsage:
     """Codes that occur at least once."""
     perplexity: float
     """exp(entropy) of the codes in nats: the size of an evenly used codebook as informative."""
+    share: float
+    """Codes used, as a share of the codebook, in (0, 1]."""
 
 
 def code_usage(ids: Int[Tensor, "*any"], codebook_size: int) -> CodeUsage:
@@ -66,9 +93,10 @@ def code_usage(ids: Int[Tensor, "*any"], codebook_size: int) -> CodeUsage:
 
     Args:
         ids: Any shape, values in [0, codebook_size); at least one.
-        codebook_size: Number of codes.
+        codebook_size: Number of codes; may be too large to count each.
     """
-    counts = torch.bincount(ids.flatten(), minlength=codebook_size).double()
-    shares = counts[counts > 0] / counts.sum()
+    counts = ids.unique(return_counts=True)[1].double()
+    shares = counts / counts.sum()
     entropy = -(shares * shares.log()).sum()
-    return CodeUsage(used=shares.numel(), perplexity=float(entropy.exp()))
+    used = shares.numel()
+    return CodeUsage(used=used, perplexity=float(entropy.exp()), share=used / codebook_size)

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from worldgen.errors import ConfigError
-from worldgen.tokenizers.quantizers.base import Quantizer, QuantizerOutput
+from worldgen.tokenizers.quantizers.base import QuantizerOutput
+from worldgen.tokenizers.quantizers.codebook import CodebookQuantizer, Normalise
+from worldgen.tokenizers.quantizers.lookup import nearest_codes
 
 __all__ = ["VQConfig", "VectorQuantizer"]
 
@@ -18,21 +19,35 @@ __all__ = ["VQConfig", "VectorQuantizer"]
 # choice between them would be a matter of rounding.
 _SAME_PLACE = 1e-4
 
+# Codes placed anew in one search, one after the other; the others wait for the next search.
+_MOST_REVIVED = 1024
+
+# Distances held at once when codes in one place are sought.
+_MERGE_CHUNK = 1 << 22
+
 
 @dataclass(frozen=True, kw_only=True)
 class VQConfig:
-    """Codebook of a vector quantizer and how it follows the vectors."""
+    """Codebook of a vector quantizer and how it follows the vectors.
+
+    `normalise="vectors", smoothing=1e-7, revival_threshold=0` is the quantizer of OmniTokenizer.
+    """
 
     kind: Literal["vq"] = "vq"
     codebook_size: int
     width: int
     """Channels of a code."""
+    normalise: Normalise = "none"
+    """What is scaled to length 1: nothing, the encoder's vectors, or codes too (`both`)."""
     commitment_weight: float = 0.25
     """Pull of the encoder's vectors towards their codes."""
     decay: float = 0.99
     """Share of the running means that stays at each training step."""
+    smoothing: float = 0.0
+    """Uses that every code is given in thought when means are taken (Laplace smoothing)."""
     revival_threshold: float = 0.01
-    """A code used less often than this, as a running mean of uses per step, is placed anew."""
+    """A code used less often than this, as a running mean of uses per step, is placed anew; with 0
+    none ever is, and all codes start from vectors of the first batch."""
     revival_period: int = 20
     """Training steps between two searches for dead codes."""
     seed: int = 0
@@ -46,21 +61,35 @@ class VQConfig:
             )
         if not 0 < self.decay < 1:
             raise ConfigError(f"vq decay must lie between 0 and 1, got {self.decay}")
+        if min(self.smoothing, self.revival_threshold, self.commitment_weight) < 0:
+            raise ConfigError(
+                "vq smoothing, revival_threshold and commitment_weight must not be negative, got "
+                f"{self.smoothing}, {self.revival_threshold} and {self.commitment_weight}"
+            )
+        if self.smoothing == 0 and self.revival_threshold == 0:
+            raise ConfigError(
+                "vq needs a smoothing or a revival_threshold above 0: without both, the mean of a "
+                "code that falls out of use is 0 / 0"
+            )
 
 
-class VectorQuantizer(Quantizer):
+class VectorQuantizer(CodebookQuantizer):
     """Takes the nearest code; codes are exponential moving averages of what was mapped to them.
 
     A code that nothing is mapped to any more moves onto a vector of the batch, drawn with a
     probability proportional to the squared distance from the nearest code, one after the other:
     badly served, rare content gets codes first. Codes that have come to lie in one place are
-    merged. A code that is dead when training ends is never chosen. Draws are a function of the seed and the number of training steps seen, so
-    a resumed training repeats them.
+    merged. A code that is dead when training ends is never chosen. Draws are a function of the
+    seed and the number of training steps seen, so a resumed training repeats them.
+
+    Codes and loss of a step are those of the codebook before the step moves it.
 
     Source: van den Oord et al. 2017, Neural Discrete Representation Learning (arXiv:1711.00937),
         section 3 and appendix A.1 (moving averages); Dhariwal et al. 2020, Jukebox
         (arXiv:2005.00341), section 3.1 (random restarts); Arthur and Vassilvitskii 2007,
-        k-means++ (drawing by squared distance).
+        k-means++ (drawing by squared distance); Yu et al. 2021, Vector-quantized Image Modeling
+        with Improved VQGAN (arXiv:2110.04627), section 3.2 (vectors and codes of length 1); Wang
+        et al. 2024, OmniTokenizer (arXiv:2406.09399) (vectors of length 1 alone).
     """
 
     codebook: Tensor
@@ -73,57 +102,53 @@ class VectorQuantizer(Quantizer):
         self.config = config
         self.width = config.width
         self.codebook_size = config.codebook_size
+        self.normalise = config.normalise
         generator = torch.Generator().manual_seed(config.seed)
         codebook = torch.randn(config.codebook_size, config.width, generator=generator)
+        if config.normalise != "none":
+            codebook = F.normalize(codebook, dim=-1)
         self.register_buffer("codebook", codebook)
         # On the verge of being dead: chosen as they are, replaced at the first chance.
-        uses = config.revival_threshold
+        uses = config.revival_threshold or 1.0
         self.register_buffer("code_sums", codebook * uses)
         self.register_buffer("code_uses", torch.full((config.codebook_size,), uses))
         self.register_buffer("steps_seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, vectors: Float[Tensor, "batch width row column"]) -> QuantizerOutput:
         """Return nearest codes and the commitment loss; in training mode also move the codebook."""
-        rows, columns = vectors.shape[-2:]
         # Distances in bfloat16 would choose wrong codes, so mixed precision ends here.
         with torch.autocast(vectors.device.type, enabled=False):
-            flat = rearrange(vectors.float(), "b width r c -> (b r c) width")
-            ids = self._nearest(flat.detach())
-            if self.training:
-                self._follow(flat.detach(), ids)
+            flat = self._flat(vectors)
+            if self.training and not self.config.revival_threshold and not int(self.steps_seen):
+                self._start_from(flat.detach())
+            ids = self._nearest(flat)
             codes = F.embedding(ids, self.codebook)
             loss = self.config.commitment_weight * F.mse_loss(flat, codes)
-        # The value of the code, exactly, with the gradient of the encoder's vector.
-        quantized = codes + (flat - flat.detach())
-        return QuantizerOutput(
-            quantized=rearrange(quantized, "(b r c) width -> b width r c", r=rows, c=columns),
-            ids=rearrange(ids, "(b r c) -> b r c", r=rows, c=columns),
-            loss=loss,
-        )
+            if self.training:
+                self._follow(flat.detach(), ids)
+        return self._output(vectors, flat, codes, ids, loss)
 
-    def ids_to_vectors(
-        self, ids: Int[Tensor, "batch row column"]
-    ) -> Float[Tensor, "batch width row column"]:
-        """Return the codes of ids."""
-        return rearrange(F.embedding(ids, self.codebook), "b r c width -> b width r c")
+    def codes(self) -> Float[Tensor, "code width"]:
+        """Return the codebook."""
+        return self.codebook
 
-    def vectors_to_ids(
-        self, codes: Float[Tensor, "batch width row column"]
-    ) -> Int[Tensor, "batch row column"]:
-        """Return the ids of the codes nearest to the given vectors."""
-        rows, columns = codes.shape[-2:]
-        ids = self._nearest(rearrange(codes.float(), "b width r c -> (b r c) width"))
-        return rearrange(ids, "(b r c) -> b r c", r=rows, c=columns)
-
-    def _nearest(self, flat: Tensor) -> Tensor:
-        # |x - c|^2 without |x|^2, which is the same for every code.
+    def choosable(self) -> Bool[Tensor, " code"] | None:
+        """Return which codes are alive."""
         # Dead codes lie where a vector was once; none may be nearest by accident.
-        offsets = self.codebook.square().sum(-1).masked_fill(self._dead, torch.inf)
-        return torch.addmm(offsets, flat, self.codebook.T, alpha=-2.0).argmin(-1)
+        return ~self._dead if self.config.revival_threshold else None
 
     @property
     def _dead(self) -> Tensor:
         return self.code_uses < self.config.revival_threshold
+
+    @torch.no_grad()
+    def _start_from(self, flat: Tensor) -> None:
+        generator = torch.Generator().manual_seed(self.config.seed + 1)
+        # Each vector once before any is taken twice.
+        repeats = -(-self.codebook_size // len(flat))
+        order = torch.cat([torch.randperm(len(flat), generator=generator) for _ in range(repeats)])
+        self.codebook.copy_(flat[order[: self.codebook_size].to(flat.device)])
+        self.code_sums.copy_(self.codebook)
 
     @torch.no_grad()
     def _follow(self, flat: Tensor, ids: Tensor) -> None:
@@ -132,21 +157,37 @@ class VectorQuantizer(Quantizer):
         sums = torch.zeros_like(self.code_sums).index_add_(0, ids, flat)
         self.code_uses.mul_(decay).add_(uses, alpha=1 - decay)
         self.code_sums.mul_(decay).add_(sums, alpha=1 - decay)
-        means = self.code_sums / self.code_uses.unsqueeze(-1)
+        means = self.code_sums / self._smoothed_uses().unsqueeze(-1)
+        if self.normalise == "both":
+            means = F.normalize(means, dim=-1)
         self.codebook.copy_(torch.where(self._dead.unsqueeze(-1), self.codebook, means))
-        if int(self.steps_seen) % self.config.revival_period == 0:
+        searching = int(self.steps_seen) % self.config.revival_period == 0
+        if searching and self.config.revival_threshold:
             spread = (flat - flat.mean(0)).square().sum(-1).mean()
             self._merge(_SAME_PLACE * spread)
             self._revive(flat, _SAME_PLACE * spread)
         self.steps_seen.add_(1)
 
+    def _smoothed_uses(self) -> Tensor:
+        smoothing, total = self.config.smoothing, self.code_uses.sum()
+        if smoothing == 0:
+            return self.code_uses
+        return (self.code_uses + smoothing) / (total + self.codebook_size * smoothing) * total
+
     def _merge(self, near: Tensor) -> None:
         alive = (~self._dead).nonzero().flatten()
         # The most used code of a place stays and takes over what the others stood for.
         alive = alive[self.code_uses[alive].argsort(descending=True, stable=True)]
-        distances = _squared_distances(self.codebook[alive], self.codebook[alive])
-        # The first code in this order that lies in the same place; itself at the latest.
-        owner = alive[(distances <= near).long().argmax(dim=1)]
+        codes = self.codebook[alive]
+        # The first code in this order that lies in the same place; itself at the latest. Not by
+        # way of the matrix product, whose rounding is as large as the distances sought here.
+        first = [
+            (torch.cdist(some, codes, compute_mode="donot_use_mm_for_euclid_dist").square() <= near)
+            .long()
+            .argmax(dim=1)
+            for some in codes.split(max(1, _MERGE_CHUNK // len(codes)))
+        ]
+        owner = alive[torch.cat(first)]
         uses, sums = self.code_uses[alive], self.code_sums[alive]
         self.code_uses[alive] = 0.0
         self.code_sums[alive] = 0.0
@@ -155,10 +196,12 @@ class VectorQuantizer(Quantizer):
 
     def _revive(self, flat: Tensor, near: Tensor) -> None:
         generator = torch.Generator().manual_seed(self.config.seed + 1 + int(self.steps_seen))
-        distances = _squared_distances(flat, self.codebook[~self._dead]).amin(1)
+        alive = ~self._dead
+        nearest = self.codebook[nearest_codes(flat, self.codebook, allowed=alive)]
+        distances = (flat - nearest).square().sum(-1)
         # As if the code had been used often enough to live through the next few searches.
         uses = 10 * self.config.revival_threshold
-        for code in self._dead.nonzero().flatten():
+        for code in self._dead.nonzero().flatten()[:_MOST_REVIVED]:
             distances = distances.where(distances > near, 0.0)
             if not bool(distances.any()):
                 break
@@ -167,10 +210,3 @@ class VectorQuantizer(Quantizer):
             self.code_uses[code] = uses
             self.code_sums[code] = flat[chosen[0]] * uses
             distances = torch.minimum(distances, (flat - flat[chosen]).square().sum(-1))
-
-
-def _squared_distances(
-    vectors: Float[Tensor, "vector width"], others: Float[Tensor, "other width"]
-) -> Float[Tensor, "vector other"]:
-    # Not by way of the matrix product, whose rounding is as large as the distances sought here.
-    return torch.cdist(vectors, others, compute_mode="donot_use_mm_for_euclid_dist").square()
