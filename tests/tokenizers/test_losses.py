@@ -4,7 +4,11 @@ import pytest
 import torch
 
 from worldgen.errors import ConfigError
-from worldgen.tokenizers.losses import ReconstructionLossConfig, reconstruction_losses
+from worldgen.tokenizers.losses import (
+    ReconstructionLossConfig,
+    choose_frames,
+    reconstruction_losses,
+)
 
 
 def test_each_term_is_its_weighted_mean() -> None:
@@ -34,3 +38,10 @@ def test_impossible_weights_are_refused() -> None:
         ReconstructionLossConfig(absolute=-1.0)
     with pytest.raises(ConfigError, match="worst_share must lie in"):
         ReconstructionLossConfig(worst_share=0.0)
+
+
+def test_frames_are_chosen_for_each_clip_alone() -> None:
+    clips = torch.arange(6.0).reshape(2, 3, 1, 1, 1).expand(-1, -1, 3, 2, 2)
+    chosen = choose_frames(clips, torch.tensor([[2, 0], [1, 1]]))
+    assert chosen.shape == (2, 2, 3, 2, 2)
+    assert chosen[:, :, 0, 0, 0].tolist() == [[2, 0], [4, 4]]

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldgen.errors import ConfigError
 
-__all__ = ["ReconstructionLossConfig", "reconstruction_losses"]
+__all__ = ["ReconstructionLossConfig", "choose_frames", "reconstruction_losses"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +62,16 @@ def reconstruction_losses(
         across = difference.diff(dim=-1).abs().mean()
         terms["gradient"] = config.gradient * (down + across)
     return terms
+
+
+def choose_frames(
+    clips: Float[Tensor, "batch time 3 height width"], places: Int[Tensor, "batch chosen"]
+) -> Float[Tensor, "batch chosen 3 height width"]:
+    """Return some frames of each clip, for terms that look at single frames.
+
+    Args:
+        clips: Recorded or rebuilt frames; both sides of a term take the same places.
+        places: int64 in [0, time), of each clip's own frames.
+    """
+    clip = torch.arange(clips.shape[0], device=clips.device)
+    return clips[rearrange(clip, "b -> b 1"), places]
