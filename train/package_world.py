@@ -20,7 +20,7 @@ from worldgen.data.episodes import SPLITS, Dataset
 from worldgen.errors import CheckpointError, DataError, WorldgenError
 from worldgen.evaluation.clips import load_clips, write_clip_specs
 from worldgen.evaluation.machine import hardware
-from worldgen.evaluation.report import format_figure
+from worldgen.evaluation.page import format_figure
 from worldgen.evaluation.world import PROBES_FILE
 from worldgen.generation import SamplingConfig, Start
 from worldgen.models import load_world_model

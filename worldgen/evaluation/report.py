@@ -1,16 +1,25 @@
 """The figures of a world as JSON, and as one page that needs nothing else."""
 
-import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from worldgen.checkpoint import write_text
 from worldgen.evaluation.curves import line_chart
+from worldgen.evaluation.page import (
+    NONE,
+    conditions,
+    format_figure,
+    number,
+    page,
+    percent,
+    pictures,
+    table,
+    text,
+)
 
 __all__ = [
-    "format_figure",
     "format_references",
     "format_target",
     "render_report",
@@ -18,10 +27,6 @@ __all__ = [
     "write_json",
     "write_report",
 ]
-
-_PAGE = Path(__file__).with_name("report.css")
-
-_NONE = "-"
 
 _REFERENCES = {
     "generated": "dream",
@@ -46,8 +51,7 @@ def write_json(result: Mapping[str, Any], path: Path) -> None:
         result: From `evaluate_world`.
         path: Destination.
     """
-    text = json.dumps(without_pictures(result), indent=2) + "\n"
-    write_text(path, text)
+    write_text(path, json.dumps(without_pictures(result), indent=2) + "\n")
 
 
 def write_report(result: Mapping[str, Any], path: Path) -> None:
@@ -57,8 +61,7 @@ def write_report(result: Mapping[str, Any], path: Path) -> None:
         result: From `evaluate_world`.
         path: Destination.
     """
-    page = render_report(result)
-    write_text(path, page)
+    write_text(path, render_report(result))
 
 
 def render_report(result: Mapping[str, Any]) -> str:
@@ -75,13 +78,7 @@ def render_report(result: Mapping[str, Any]) -> str:
         _judges(result["judges"]),
         _conditions(result),
     ]
-    style = _PAGE.read_text(encoding="utf-8")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{style}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    return page(title, sections)
 
 
 def _headline(result: Mapping[str, Any]) -> str:
@@ -89,10 +86,10 @@ def _headline(result: Mapping[str, Any]) -> str:
     rows = [row for row in result["summary"] if row["met"] is not None]
     met = sum(bool(row["met"]) for row in rows)
     return (
-        f"<header><h1>{_text(result['world'])}</h1>"
+        f"<header><h1>{text(result['world'])}</h1>"
         f"<p>{protocol['clips']} test clips from {protocol['episodes']} episodes never trained on, "
         f"{protocol['context_frames']} frames of context, {protocol['predicted_frames']} predicted "
-        f"under the recorded actions. Decoder {_text(protocol['decoder'])}, temperature "
+        f"under the recorded actions. Decoder {text(protocol['decoder'])}, temperature "
         f"{protocol['temperature']:g}, top-p {protocol['top_p']:g}.</p>"
         f'<p class="score"><b>{met}</b> of {len(rows)} targets met</p></header>'
     )
@@ -104,8 +101,8 @@ def _summary(rows: Iterable[Mapping[str, Any]]) -> str:
         verdict = {True: ("met", "good"), False: ("missed", "bad"), None: ("", "none")}[row["met"]]
         small = "; ".join(filter(None, (format_references(row), row["note"])))
         lines.append(
-            f"<tr><td>{_text(row['name'])}"
-            + (f"<small>{_text(small)}</small>" if small else "")
+            f"<tr><td>{text(row['name'])}"
+            + (f"<small>{text(small)}</small>" if small else "")
             + f'</td><td class="number">{format_figure(row["value"], row["unit"])}</td>'
             f'<td class="number">{format_target(row)}</td>'
             f'<td><span class="pill {verdict[1]}">{verdict[0]}</span></td></tr>'
@@ -118,16 +115,10 @@ def _summary(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _strips(strips: Iterable[Mapping[str, Any]]) -> str:
-    figures = "".join(
-        f"<figure class=strip><figcaption>{_text(strip['title'])}</figcaption>"
-        f'<div class=scroll><img alt="{_text(strip["title"])}" '
-        f'src="data:image/png;base64,{strip["png"]}"></div></figure>'
-        for strip in strips
-    )
     return (
         "<section><h2>Film strips</h2><p>The truth, the tokenizer's reconstruction of it, and the "
-        f"dream under the same actions; the numbers are steps after the context.</p>{figures}"
-        "</section>"
+        "dream under the same actions; the numbers are steps after the context.</p>"
+        f"{pictures(strips)}</section>"
     )
 
 
@@ -143,16 +134,16 @@ def _rollout(rollout: Mapping[str, Any]) -> str:
     )
     head = ["", *(f"step {step}" for step in rollout["steps"])]
     body = [
-        [f"{label} {_REFERENCES[name]}", *map(_number, values)]
+        [f"{label} {_REFERENCES[name]}", *map(number, values)]
         for measure, label in (("psnr", "PSNR,"), ("ssim", "SSIM,"))
         for name, values in rollout[measure].items()
     ]
     body += [
-        ["gain over repeating, dB", *map(_number, rollout["gain_db"])],
-        ["gain in the mean error, dB", *map(_number, rollout["gain_db_of_mean_error"])],
+        ["gain over repeating, dB", *map(number, rollout["gain_db"])],
+        ["gain in the mean error, dB", *map(number, rollout["gain_db_of_mean_error"])],
         [
             "the same on frames that change",
-            *map(_number, rollout["gain_db_on_changed_frames"]),
+            *map(number, rollout["gain_db_on_changed_frames"]),
         ],
         [
             "clips better than repeating",
@@ -161,7 +152,7 @@ def _rollout(rollout: Mapping[str, Any]) -> str:
     ]
     return (
         f"<section><h2>Rollouts against the truth</h2><div class=charts>{charts}</div>"
-        f"{_table(head, body)}</section>"
+        f"{table(head, body)}</section>"
     )
 
 
@@ -171,14 +162,14 @@ def _tokens(tokens: Mapping[str, Any]) -> str:
         [
             name.replace("_", " "),
             f"{tokens[name]['tokens']:,}",
-            *(_percent(tokens[name][key]) for key in ("generated", "copying", "best_shift")),
+            *(percent(tokens[name][key]) for key in ("generated", "copying", "best_shift")),
         ]
         for name in ("changed", "scrolled_in", "unchanged", "all")
     ]
     return (
         "<section><h2>Tokens</h2><p>Share of equal tokens, each frame drawn after the true past. "
         "Tokens that scroll in from outside, as the best whole-frame shift of the truth tells, "
-        f"count apart.</p>{_table(head, body)}</section>"
+        f"count apart.</p>{table(head, body)}</section>"
     )
 
 
@@ -190,20 +181,20 @@ def _motion(motion: Mapping[str, Any] | None) -> str:
         body = [
             [
                 f"{quantity.replace('_', ' ')}, steps {window}",
-                *(_number(figures[name]["correlation"]) for name in figures),
+                *(number(figures[name]["correlation"]) for name in figures),
             ]
             for quantity, windows in quantities.items()
             for window, figures in windows.items()
         ]
         names = next(iter(next(iter(quantities.values())).values()))
         head = [f"correlation, judge “{judge}”", *(_REFERENCES.get(name, name) for name in names)]
-        parts.append(_table(head, body))
+        parts.append(table(head, body))
     for judge, held in (motion["held_actions"] or {}).items():
         body = [
             [
                 action,
                 *(
-                    _number(figures[source][key]) if figures[source] is not None else _NONE
+                    number(figures[source][key]) if figures[source] is not None else NONE
                     for key in ("turned", "speed_gained", "speed")
                     for source in ("generated", "simulator")
                 ),
@@ -216,7 +207,7 @@ def _motion(motion: Mapping[str, Any] | None) -> str:
             *("speed gained, dream", "simulator"),
             *("speed, dream", "simulator"),
         ]
-        parts.append(_table(head, body))
+        parts.append(table(head, body))
     parts.append("</section>")
     return "".join(parts)
 
@@ -226,11 +217,11 @@ def _tiles(tiles: Mapping[str, Any] | None) -> str:
         return ""
     reading = tiles["reconstructions"]
     body = [
-        [name, f"{figures['tiles']:,}", _percent(figures["agreement"])]
+        [name, f"{figures['tiles']:,}", percent(figures["agreement"])]
         for name, figures in reading["classes"].items()
     ]
     moves = [
-        [source.replace("_", " "), f"{label} {name}", str(cases["cases"]), _percent(cases["share"])]
+        [source.replace("_", " "), f"{label} {name}", str(cases["cases"]), percent(cases["share"])]
         for source in ("recorded_actions", "each_move_from_every_state")
         if tiles[source] is not None
         for key, label in (
@@ -242,9 +233,9 @@ def _tiles(tiles: Mapping[str, Any] | None) -> str:
     return (
         "<section><h2>Tiles</h2><p>How often the judge reads a reconstructed tile as it reads the "
         "original, by what the original shows.</p>"
-        f"{_table(['class', 'tiles', 'read alike'], body)}"
+        f"{table(['class', 'tiles', 'read alike'], body)}"
         "<p>Free moves that scroll by one tile the right way, blocked moves that do not scroll.</p>"
-        f"{_table(['actions', 'move', 'cases', 'right'], moves)}</section>"
+        f"{table(['actions', 'move', 'cases', 'right'], moves)}</section>"
     )
 
 
@@ -253,16 +244,14 @@ def _judges(judges: Mapping[str, Any]) -> str:
     for judge, figures in judges.items():
         for quantity, entry in figures.items():
             if isinstance(entry, Mapping) and "correlation" in entry:
-                error = _number(entry["root_mean_square_error"])
-                body.append(
-                    [judge, quantity, f"correlation {_number(entry['correlation'])}", error]
-                )
+                error = number(entry["root_mean_square_error"])
+                body.append([judge, quantity, f"correlation {number(entry['correlation'])}", error])
         if "accuracy" in figures:
-            body.append([judge, "tiles", f"accuracy {_percent(figures['accuracy'])}", _NONE])
+            body.append([judge, "tiles", f"accuracy {percent(figures['accuracy'])}", NONE])
     if not body:
         return "<section><h2>Judges</h2><p>This world has no judges.</p></section>"
     head = ["judge", "quantity", "on held-out real frames", "root mean square error"]
-    return f"<section><h2>Judges</h2>{_table(head, body)}</section>"
+    return f"<section><h2>Judges</h2>{table(head, body)}</section>"
 
 
 def _conditions(result: Mapping[str, Any]) -> str:
@@ -274,22 +263,13 @@ def _conditions(result: Mapping[str, Any]) -> str:
         "hardware": result["hardware"],
         "versions": {"world hash": result["world_hash"][:16], **result["versions"]},
     }
-    lists = "".join(
-        f"<div><h3>{name}</h3><dl>"
-        + "".join(
-            f"<dt>{_text(key.replace('_', ' '))}</dt><dd>{_value(value)}</dd>"
-            for key, value in entries.items()
-        )
-        + "</dl></div>"
-        for name, entries in groups.items()
-    )
-    return f"<section><h2>Conditions</h2><div class=columns>{lists}</div></section>"
+    return conditions(groups)
 
 
 def format_references(row: Mapping[str, Any]) -> str:
     """Return the figures that stand beside a row of the summary, with their names."""
     return ", ".join(
-        f"{_REFERENCES.get(name, name.replace('_', ' '))} {_number(value)}"
+        f"{_REFERENCES.get(name, name.replace('_', ' '))} {number(value)}"
         for name, value in row["references"].items()
     )
 
@@ -302,51 +282,3 @@ def format_target(row: Mapping[str, Any]) -> str:
     if low is not None:
         return f"≥ {format_figure(low, row['unit'])}"
     return f"≤ {format_figure(high, row['unit'])}" if high is not None else ""
-
-
-def format_figure(value: float | None, unit: str) -> str:
-    """Return a figure as people read it: shares in per cent, decibel with one digit."""
-    if unit == "share":
-        return _percent(value)
-    if value is None:
-        return _NONE
-    if unit == "dB":
-        return f"{value:.1f} dB"
-    return f"{value:.0f} {unit}" if unit == "codes" else _number(value)
-
-
-def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    cells = "".join(
-        f"<th{' class=number' if place else ''}>{_text(name)}</th>"
-        for place, name in enumerate(head)
-    )
-    rows = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{' class=number' if place else ''}>{_text(cell)}</td>"
-            for place, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in body
-    )
-    return f"<div class=scroll><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return _NONE
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def _percent(value: float | None) -> str:
-    return _NONE if value is None else f"{100 * value:.1f} %"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return _number(value) if isinstance(value, float) else _text(value)
