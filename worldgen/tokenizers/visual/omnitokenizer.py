@@ -101,8 +101,6 @@ class OmniTokenizerConfig(CodecConfig):
 
     kind: Literal["omnitokenizer"] = "omnitokenizer"
     quantizer: QuantizerConfig
-    normalise_latents: bool = False
-    """Whether vectors are brought to unit length before they are quantized."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +246,7 @@ class OmniTokenizer(VisualTokenizer):
         """Return reconstruction, ids and quantizer loss, with gradients."""
         self._check(frames)
         batch = len(frames)
-        output = self.quantizer(self._to_vectors(self.encoder(frames)))
+        output = self.quantizer(_to_vectors(self.encoder(frames)))
         codes = output.quantized
         if perturb is not None:
             wrong = self.quantizer.ids_to_vectors(perturb(output.ids))
@@ -306,7 +304,7 @@ class OmniTokenizer(VisualTokenizer):
     @torch.no_grad()
     def _encode_piece(self, frames: Tensor, states: "_States") -> Tensor:
         latents = self.encoder(frames.to(self.device), states)
-        ids: Tensor = self.quantizer(self._to_vectors(latents)).ids
+        ids: Tensor = self.quantizer(_to_vectors(latents)).ids
         return rearrange(ids, "(b t) r c -> b t r c", b=len(frames))
 
     @torch.no_grad()
@@ -315,11 +313,6 @@ class OmniTokenizer(VisualTokenizer):
         codes = self.quantizer.ids_to_vectors(flat)
         frames: Tensor = self.decoder(_from_vectors(codes, len(ids)), states)
         return frames.clamp(-1.0, 1.0)
-
-    def _to_vectors(self, latents: Tensor) -> Tensor:
-        if self.config.normalise_latents:
-            latents = F.normalize(latents, dim=-1)
-        return rearrange(latents, "b t r c width -> (b t) width r c")
 
     def _check(self, frames: Tensor) -> None:
         self.check_frames(frames)
@@ -362,8 +355,14 @@ class GaussianLatents:
         self, generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch latent row column width"]:
         """Return a draw; the same generator state gives the same draw."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
-        return self.mean + (0.5 * self.log_variance).exp() * noise
+        device = self.mean.device if generator is None else generator.device
+        return self.draw(torch.randn(self.mean.shape, generator=generator, device=device))
+
+    def draw(
+        self, noise: Float[Tensor, "batch latent row column width"]
+    ) -> Float[Tensor, "batch latent row column width"]:
+        """Return the latents that standard normal noise stands for."""
+        return self.mean + (0.5 * self.log_variance).exp() * noise.to(self.mean)
 
     def divergence(self) -> Float[Tensor, ""]:
         """Return the Kullback-Leibler divergence from a standard normal, nats a clip.
@@ -502,6 +501,10 @@ class _TransposedPatches(nn.Module):
         pixels = rearrange(self.linear(volume), "... (rgb pixel) -> (...) rgb pixel", rgb=3)
         patches: Tensor = self.norm(pixels).reshape(*volume.shape[:-1], -1)
         return patches
+
+
+def _to_vectors(latents: Tensor) -> Tensor:
+    return rearrange(latents, "b t r c width -> (b t) width r c")
 
 
 def _from_vectors(codes: Tensor, batch: int) -> Tensor:
