@@ -15,14 +15,17 @@ from worldgen.tokenizers.visual import (
     load_visual_tokenizer,
     save_visual_tokenizer,
 )
+from worldgen.tokenizers.visual.convolutional import CoderConfig
 from worldgen.tokenizers.visual.patch import PatchConfig
 from worldgen.tokenizers.visual.pyramid import PyramidConfig
+from worldgen.tokenizers.visual.vqgan import VQGANConfig
 
 PYRAMID = PyramidConfig(patch=2, base_width=4, multipliers=(1, 2), blocks=(1, 1))
 PATCH = PatchConfig(patch=4, width=16, blocks=1)
+VQGAN = VQGANConfig(widths=(4, 8, 8), blocks=1, latent_width=6, groups=2)
 
 
-def make(coder: PyramidConfig | PatchConfig, *, vq: bool = False) -> ConvolutionalTokenizer:
+def make(coder: CoderConfig, *, vq: bool = False) -> ConvolutionalTokenizer:
     torch.manual_seed(0)
     quantizer = VQConfig(codebook_size=30, width=4) if vq else FSQConfig(levels=(5, 5, 5))
     tokenizer = ConvolutionalTokenizer(
@@ -40,11 +43,9 @@ def frames() -> torch.Tensor:
     return torch.rand(2, 3, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-@pytest.mark.parametrize("coder", [PYRAMID, PATCH])
+@pytest.mark.parametrize("coder", [PYRAMID, PATCH, VQGAN])
 @pytest.mark.parametrize("vq", [False, True])
-def test_frames_become_a_grid_of_ids_and_frames_again(
-    coder: PyramidConfig | PatchConfig, vq: bool
-) -> None:
+def test_frames_become_a_grid_of_ids_and_frames_again(coder: CoderConfig, vq: bool) -> None:
     tokenizer = make(coder, vq=vq)
     ids = tokenizer.encode(frames())
     assert (tokenizer.rows, tokenizer.columns) == (4, 6)
@@ -58,8 +59,8 @@ def test_frames_become_a_grid_of_ids_and_frames_again(
     assert decoded.abs().max() <= 1
 
 
-@pytest.mark.parametrize("coder", [PYRAMID, PATCH])
-def test_training_pass_agrees_with_encode_and_decode(coder: PyramidConfig | PatchConfig) -> None:
+@pytest.mark.parametrize("coder", [PYRAMID, PATCH, VQGAN])
+def test_training_pass_agrees_with_encode_and_decode(coder: CoderConfig) -> None:
     tokenizer = make(coder)
     output = tokenizer(frames())
     ids = tokenizer.encode(frames())
@@ -67,8 +68,9 @@ def test_training_pass_agrees_with_encode_and_decode(coder: PyramidConfig | Patc
     torch.testing.assert_close(output.reconstruction.clamp(-1, 1), tokenizer.decode(ids))
 
 
-def test_each_frame_is_tokenized_alone() -> None:
-    tokenizer = make(PYRAMID)
+@pytest.mark.parametrize("coder", [PYRAMID, PATCH, VQGAN])
+def test_each_frame_is_tokenized_alone(coder: CoderConfig) -> None:
+    tokenizer = make(coder)
     together = tokenizer.encode(frames())
     alone = torch.stack([tokenizer.encode(frames()[:, [t]])[:, 0] for t in range(3)], dim=1)
     assert torch.equal(together, alone)
@@ -111,16 +113,20 @@ def test_pyramid_latent_sees_beyond_its_own_square() -> None:
     assert int((pixels.grad[0].abs().sum(0) > 0).sum()) > 16
 
 
-def test_bfloat16_networks_take_and_give_float32() -> None:
-    tokenizer = make(PATCH)
+@pytest.mark.parametrize("coder", [PYRAMID, PATCH, VQGAN])
+def test_bfloat16_networks_take_and_give_float32(coder: CoderConfig) -> None:
+    tokenizer = make(coder)
     tokenizer.encoder.to(torch.bfloat16)
     tokenizer.decoder.to(torch.bfloat16)
     assert tokenizer.decode(tokenizer.encode(frames())).dtype == torch.float32
 
 
 @pytest.mark.parametrize("vq", [False, True])
-def test_a_saved_tokenizer_is_the_same_when_loaded(tmp_path: Path, vq: bool) -> None:
-    tokenizer = make(PYRAMID, vq=vq)
+@pytest.mark.parametrize("coder", [PYRAMID, VQGAN])
+def test_a_saved_tokenizer_is_the_same_when_loaded(
+    tmp_path: Path, coder: CoderConfig, vq: bool
+) -> None:
+    tokenizer = make(coder, vq=vq)
     save_visual_tokenizer(tmp_path / "tokenizer.safetensors", tokenizer, {"note": "tiny"})
     loaded = load_visual_tokenizer(tmp_path / "tokenizer.safetensors")
     assert loaded.config == tokenizer.config
@@ -151,6 +157,43 @@ def test_frames_of_another_size_are_refused() -> None:
         make(PATCH).encode(torch.zeros(1, 1, 3, 16, 16))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (torch.zeros(1, 1, 3, 16, 24, dtype=torch.uint8), r"float in \[-1, 1\], got torch.uint8"),
+        (
+            torch.full((1, 1, 3, 16, 24), 255.0),
+            r"must lie in \[-1, 1\], got values from 255 to 255",
+        ),
+        (torch.full((1, 1, 3, 16, 24), torch.nan), "got values from nan to nan"),
+        (torch.zeros(1, 3, 16, 24), r"shape \[batch, time, 3, height, width\].*\[1, 3, 16, 24\]"),
+        (torch.zeros(1, 1, 16, 24, 3), r"got \[1, 1, 16, 24, 3\]"),
+        (torch.zeros(1, 0, 3, 16, 24), r"at least one, got \[1, 0, 3, 16, 24\]"),
+    ],
+    ids=["type", "range", "nan", "axes", "channels last", "none"],
+)
+def test_frames_that_are_not_frames_are_refused(wrong: torch.Tensor, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(PATCH).encode(wrong)
+    with pytest.raises(ConfigError, match=message):
+        make(PATCH)(wrong)
+
+
+def test_perturbed_codes_reach_the_decoder_alone() -> None:
+    tokenizer = make(PATCH, vq=True)
+    clean = tokenizer(frames())
+    same = tokenizer(frames(), lambda ids: ids)
+    assert torch.equal(same.reconstruction, clean.reconstruction)
+    moved = tokenizer(frames(), lambda ids: (ids + 1) % tokenizer.codebook_size)
+    assert torch.equal(moved.ids, clean.ids)
+    assert torch.equal(moved.quantizer_loss, clean.quantizer_loss)
+    wrong = tokenizer.decode((clean.ids + 1) % tokenizer.codebook_size)
+    torch.testing.assert_close(moved.reconstruction.clamp(-1, 1), wrong)
+    moved.reconstruction.square().mean().backward()
+    gradients = [parameter.grad for parameter in tokenizer.encoder.parameters()]
+    assert all(gradient is not None and gradient.any() for gradient in gradients)
+
+
 def test_frames_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match="do not divide into squares of 4"):
         ConvolutionalTokenizerConfig(
@@ -179,9 +222,9 @@ def test_a_pyramid_needs_blocks_for_each_level() -> None:
         PyramidConfig(patch=2, base_width=4, multipliers=(1, 2), blocks=(1,))
 
 
-@pytest.mark.parametrize("coder", [PYRAMID, PATCH])
+@pytest.mark.parametrize("coder", [PYRAMID, PATCH, VQGAN])
 def test_a_configuration_survives_the_way_through_a_mapping(
-    coder: PyramidConfig | PatchConfig,
+    coder: CoderConfig,
 ) -> None:
     config = make(coder, vq=True).config
     again = build(ConvolutionalTokenizerConfig, to_mapping(config))

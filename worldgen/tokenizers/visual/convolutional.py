@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from worldgen.errors import ConfigError
 from worldgen.tokenizers.quantizers import QuantizerConfig, build_quantizer
-from worldgen.tokenizers.visual.base import TokenizerOutput, VisualTokenizer
+from worldgen.tokenizers.visual.base import Perturbation, TokenizerOutput, VisualTokenizer
 from worldgen.tokenizers.visual.patch import PatchConfig, PatchDecoder, PatchEncoder
 from worldgen.tokenizers.visual.pyramid import PyramidConfig, PyramidDecoder, PyramidEncoder
+from worldgen.tokenizers.visual.vqgan import VQGANConfig, VQGANDecoder, VQGANEncoder
 
-__all__ = ["ConvolutionalTokenizer", "ConvolutionalTokenizerConfig"]
+__all__ = ["CoderConfig", "ConvolutionalTokenizer", "ConvolutionalTokenizerConfig"]
+
+CoderConfig = PyramidConfig | PatchConfig | VQGANConfig
+"""What an encoder or a decoder is made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +28,8 @@ class ConvolutionalTokenizerConfig:
     kind: Literal["convolutional"] = "convolutional"
     frame_height: int
     frame_width: int
-    encoder: PyramidConfig | PatchConfig
-    decoder: PyramidConfig | PatchConfig
+    encoder: CoderConfig
+    decoder: CoderConfig
     quantizer: QuantizerConfig
 
     def __post_init__(self) -> None:
@@ -69,14 +73,27 @@ class ConvolutionalTokenizer(VisualTokenizer):
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
-    def forward(self, frames: Float[Tensor, "batch time 3 height width"]) -> TokenizerOutput:
-        """Return reconstruction, ids and quantizer loss, with gradients."""
+    def forward(
+        self,
+        frames: Float[Tensor, "batch time 3 height width"],
+        perturb: Perturbation | None = None,
+    ) -> TokenizerOutput:
+        """Return reconstruction, ids and quantizer loss, with gradients.
+
+        Raises:
+            ConfigError: If the frames are of another size, type or range than `encode` takes.
+        """
+        self._check(frames)
         batch = frames.shape[0]
-        quantized = self.quantizer(self._to_latents(frames))
+        output = self.quantizer(self._to_latents(frames))
+        codes = output.quantized
+        if perturb is not None:
+            wrong = self.quantizer.ids_to_vectors(perturb(output.ids))
+            codes = codes + (wrong - codes).detach()
         return TokenizerOutput(
-            reconstruction=self._to_frames(quantized.quantized, batch),
-            ids=rearrange(quantized.ids, "(b t) r c -> b t r c", b=batch),
-            quantizer_loss=quantized.loss,
+            reconstruction=self._to_frames(codes, batch),
+            ids=rearrange(output.ids, "(b t) r c -> b t r c", b=batch),
+            quantizer_loss=output.loss,
         )
 
     @torch.no_grad()
@@ -86,13 +103,10 @@ class ConvolutionalTokenizer(VisualTokenizer):
         """Return int64 ids of frames in [-1, 1].
 
         Raises:
-            ConfigError: If the frames are not of the size the tokenizer was made for.
+            ConfigError: If the frames are not of the size the tokenizer was made for, or their
+                shape, type or range is wrong.
         """
-        if frames.shape[-2:] != (self.frame_height, self.frame_width):
-            raise ConfigError(
-                f"this tokenizer takes frames of {self.frame_height} x {self.frame_width} pixels, "
-                f"got {frames.shape[-2]} x {frames.shape[-1]}; resize them"
-            )
+        self._check(frames)
         ids: Tensor = self.quantizer(self._to_latents(frames.to(self.device))).ids
         return rearrange(ids, "(b t) r c -> b t r c", b=frames.shape[0])
 
@@ -104,6 +118,14 @@ class ConvolutionalTokenizer(VisualTokenizer):
         flat = rearrange(ids.to(self.device), "b t r c -> (b t) r c")
         codes = self.quantizer.ids_to_vectors(flat)
         return self._to_frames(codes, ids.shape[0]).clamp(-1.0, 1.0)
+
+    def _check(self, frames: Tensor) -> None:
+        self.check_frames(frames)
+        if frames.shape[-2:] != (self.frame_height, self.frame_width):
+            raise ConfigError(
+                f"this tokenizer takes frames of {self.frame_height} x {self.frame_width} pixels, "
+                f"got {frames.shape[-2]} x {frames.shape[-1]}; resize them"
+            )
 
     def _to_latents(self, frames: Tensor) -> Tensor:
         flat = rearrange(frames, "b t rgb h w -> (b t) rgb h w").to(_weight_type(self.encoder))
@@ -120,17 +142,21 @@ def _weight_type(network: nn.Module) -> torch.dtype:
     return next(network.parameters()).dtype
 
 
-def _build_encoder(config: PyramidConfig | PatchConfig, latent_width: int) -> nn.Module:
+def _build_encoder(config: CoderConfig, latent_width: int) -> nn.Module:
     match config:
         case PyramidConfig():
             return PyramidEncoder(config, latent_width)
         case PatchConfig():
             return PatchEncoder(config, latent_width)
+        case VQGANConfig():
+            return VQGANEncoder(config, latent_width)
 
 
-def _build_decoder(config: PyramidConfig | PatchConfig, latent_width: int) -> nn.Module:
+def _build_decoder(config: CoderConfig, latent_width: int) -> nn.Module:
     match config:
         case PyramidConfig():
             return PyramidDecoder(config, latent_width)
         case PatchConfig():
             return PatchDecoder(config, latent_width)
+        case VQGANConfig():
+            return VQGANDecoder(config, latent_width)
