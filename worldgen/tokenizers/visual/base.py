@@ -178,10 +178,10 @@ class VisualTokenizer(nn.Module, ABC):
         Raises:
             ConfigError: If the shape, the type or the range is wrong.
         """
-        if frames.ndim != 5 or frames.shape[2] != 3:
+        if frames.ndim != 5 or frames.shape[2] != 3 or frames.numel() == 0:
             raise ConfigError(
-                f"frames must have the shape [batch, time, 3, height, width], got "
-                f"{list(frames.shape)}"
+                f"frames must have the shape [batch, time, 3, height, width] and be at least one, "
+                f"got {list(frames.shape)}"
             )
         if not frames.dtype.is_floating_point:
             raise ConfigError(
