@@ -34,11 +34,9 @@ from worldgen.tokenizers.visual import (
 from worldgen.tokenizers.visual.vqgan import VQGANEncoder
 
 MINEWORLD = reference_cases("mineworld", lambda c: c.get("kind") == "visual_tokenizer")
-DRIVINGWORLD_IMAGES = reference_cases(
-    "drivingworld", lambda c: c.get("model_class") == "VQModel" and "ch" in c
-)
+DRIVINGWORLD_IMAGES = reference_cases("drivingworld", lambda c: c.get("model_class") == "VQModel")
 DRIVINGWORLD_VIDEOS = reference_cases(
-    "drivingworld", lambda c: c.get("model_class") == "VideoVQModel" and "ch" in c
+    "drivingworld", lambda c: c.get("model_class") == "VideoVQModel"
 )
 
 
