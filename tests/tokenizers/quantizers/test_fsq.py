@@ -72,3 +72,11 @@ def test_gradients_pass_through_the_rounding() -> None:
 def test_impossible_levels_are_refused(levels: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="levels must all be 2 or more"):
         FSQConfig(levels=levels)
+
+
+def test_neighbours_are_one_level_away_and_the_shortest_steps_come_first() -> None:
+    scheme = quantizer(3, 5)
+    # Digits 1 of 3 and 2 of 5: steps of 3 in the id (of 1 / 2) before steps of 1 (of 1).
+    assert scheme.neighbours(torch.tensor(1 + 3 * 2), 4).tolist() == [10, 4, 8, 6]
+    # At both ends the step inwards stands twice.
+    assert scheme.neighbours(torch.tensor([0, 14]), 4).tolist() == [[3, 3, 1, 1], [11, 11, 13, 13]]

@@ -1,7 +1,10 @@
 """The chunked look-up against plain distances in float64, ties and memory included."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from worldgen.tokenizers.quantizers.lookup import nearest_codes, nearest_neighbours
 
@@ -84,10 +87,14 @@ def test_low_precision_products_do_not_change_the_ids() -> None:
 
 
 def test_a_quarter_of_a_million_codes_need_no_matrix_of_distances() -> None:
-    class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
-        largest = 0
+    class LargestTensor(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()  # type: ignore[no-untyped-call]
+            self.largest = 0
 
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             result = func(*args, **(kwargs or {}))
             if isinstance(result, torch.Tensor):
                 self.largest = max(self.largest, result.numel())

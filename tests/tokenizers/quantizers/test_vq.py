@@ -192,7 +192,9 @@ def test_vectors_of_length_one_are_compared(normalise: Normalise) -> None:
     for _ in range(3):
         vectors = torch.randn(2, 4, 5, 5, generator=generator)
         scheme(vectors)
-    lengths = scheme.codebook[scheme.choosable()].norm(dim=1)
+    alive = scheme.choosable()
+    assert alive is not None
+    lengths = scheme.codebook[alive].norm(dim=1)
     # Means of vectors on the sphere lie inside it, unless they are brought back.
     assert bool(lengths.max() < 1 + 1e-6)
     assert bool(lengths.min() < 0.99) == (normalise == "vectors")
@@ -205,7 +207,7 @@ def test_vectors_of_length_one_are_compared(normalise: Normalise) -> None:
     torch.testing.assert_close(output.loss, 0.25 * error)
     if normalise == "both":
         similarity = torch.einsum("b w r c, k w -> b r c k", unit, scheme.codebook)
-        similarity[..., ~scheme.choosable()] = -2.0
+        similarity[..., ~alive] = -2.0
         assert torch.equal(output.ids, similarity.argmax(-1))
 
 

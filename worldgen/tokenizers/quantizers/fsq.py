@@ -79,6 +79,26 @@ class FiniteScalarQuantizer(Quantizer):
         )
 
     @property
+    def num_neighbours(self) -> int:
+        """Two for each channel."""
+        return 2 * self.width
+
+    def neighbours(self, ids: Int[Tensor, "*any"], count: int) -> Int[Tensor, "*any count"]:
+        """Return the ids one level up or down in one channel, the shortest steps first.
+
+        At the end of a channel, where one of the two steps leads nowhere, the other stands twice.
+        """
+        self._check_neighbours(count, self.num_neighbours)
+        # A step is as short as the channel has levels; of equal ones the first channel's first.
+        channels = self.levels.argsort(descending=True, stable=True)
+        digits = ((ids.unsqueeze(-1) // self.radix) % self.levels)[..., channels]
+        top = self.levels[channels] - 1
+        up = torch.where(digits < top, 1, -1)
+        down = torch.where(digits > 0, -1, 1)
+        steps = torch.stack([up, down], dim=-1) * self.radix[channels].unsqueeze(-1)
+        return ids.unsqueeze(-1) + steps.flatten(-2)[..., :count]
+
+    @property
     def _half_width(self) -> Tensor:
         return torch.div(self.levels, 2, rounding_mode="floor").float()
 
