@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worldgen.errors import ConfigError
 
-__all__ = ["SamplingConfig", "draw"]
+__all__ = ["SamplingConfig", "distribution", "draw"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +41,25 @@ def draw(
     """
     if config.temperature == 0.0:
         return logits.argmax(dim=-1)
-    probabilities = (logits.double() / config.temperature).softmax(dim=-1)
-    if config.top_p < 1.0:
-        probabilities = _nucleus(probabilities, config.top_p)
-    cumulative = probabilities.cumsum(dim=-1)
-    # The last sum may fall short of one by rounding; scaling keeps every draw inside.
+    cumulative = distribution(logits, config).cumsum(dim=-1)
+    # The last sum may fall short of one by rounding or by the nucleus; scaling keeps every draw
+    # inside.
     targets = uniforms.to(cumulative)[..., None] * cumulative[..., -1:]
     ids = torch.searchsorted(cumulative, targets, right=True)[..., 0]
     return ids.clamp(max=logits.shape[-1] - 1)
+
+
+def distribution(
+    logits: Float[Tensor, "*leading codebook"], config: SamplingConfig
+) -> Float[Tensor, "*leading codebook"]:
+    """Return float64 probabilities up to a factor; zero outside the nucleus.
+
+    Args:
+        logits: Unnormalised log probabilities.
+        config: Temperature, above 0, and nucleus.
+    """
+    probabilities = (logits.double() / config.temperature).softmax(dim=-1)
+    return _nucleus(probabilities, config.top_p) if config.top_p < 1.0 else probabilities
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:

@@ -134,8 +134,8 @@ def gram_distance(rebuilt: Features, recorded: Features) -> Float[Tensor, ""]:
     return torch.stack(distances).mean()
 
 
-def _gram(features: Tensor) -> Float[Tensor, "example width width"]:
-    flat = features.float().flatten(2)
+def _gram(features: Tensor) -> Tensor:
+    flat: Tensor = features.float().flatten(2)
     gram: Tensor = einsum(flat, flat, "n a place, n b place -> n a b")
     return gram / flat.shape[-1]
 
@@ -156,7 +156,7 @@ def feature_distance(rebuilt: Features, recorded: Features) -> Float[Tensor, ""]
 
 def _unit_length(features: Tensor) -> Tensor:
     # The norm's gradient at 0 is 0; that of a square root of a sum would be none at all.
-    length = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
     return features / (length + 1e-10)
 
 
