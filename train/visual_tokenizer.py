@@ -1,8 +1,9 @@
 """Train a visual tokenizer: `python -m train.visual_tokenizer experiment=car_racing`."""
 
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,14 @@ import hydra
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from omegaconf import DictConfig
+from torch import Tensor
 
+from worldgen.checkpoint import load_state, write_text
 from worldgen.config import build, to_mapping
-from worldgen.data.episodes import Dataset
-from worldgen.errors import WorldgenError
+from worldgen.errors import ConfigError, WorldgenError
+from worldgen.evaluation.film_strip import film_strip
 from worldgen.nn.image_quality import psnr, ssim
 from worldgen.records import to_float, to_uint8
 from worldgen.tokenizers.losses import ReconstructionLossConfig, reconstruction_losses
@@ -26,11 +29,11 @@ from worldgen.tokenizers.visual import (
     VisualTokenizer,
     VisualTokenizerConfig,
     build_visual_tokenizer,
+    load_visual_tokenizer,
     save_visual_tokenizer,
 )
 from worldgen.training import (
     Clock,
-    DataOrder,
     Interruption,
     Position,
     ProgressBar,
@@ -43,8 +46,9 @@ from worldgen.training import (
     save_training_state,
     set_learning_rate,
 )
-from worldgen.training.frame_pool import FramePoolConfig, load_frames, rarity_weights
+from worldgen.training.clip_pool import ClipPool, ClipPoolConfig, Loader, resize
 from worldgen.training.settings import TrainingConfig, refuse_other_settings
+from worldgen.training.stages import StageConfig, Stages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +60,29 @@ class RunConfig:
     run_folder: str
     resume: bool
     """Go on from the checkpoint in the run folder, if there is one."""
+    initial_weights: str | None
+    """File of a tokenizer of the same shape to start from."""
     seed: int
-    data: FramePoolConfig
+    data: ClipPoolConfig
     tokenizer: VisualTokenizerConfig
     losses: ReconstructionLossConfig
+    stages: tuple[StageConfig, ...]
+    """One after the other, for example images first and images with clips after."""
     training: TrainingConfig
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("stages is empty; a training has at least one")
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of the tokenizer's frames."""
+        return self.tokenizer.frame_height, self.tokenizer.frame_width
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames of the longest clip; 1 where all stages are of images alone."""
+        return max(stage.longest_clip for stage in self.stages)
 
     @property
     def fixed(self) -> dict[str, Any]:
@@ -70,7 +92,7 @@ class RunConfig:
             "data": to_mapping(self.data),
             "tokenizer": to_mapping(self.tokenizer),
             "losses": to_mapping(self.losses),
-            "batch_size": self.training.batch_size,
+            "stages": [to_mapping(stage) for stage in self.stages],
         }
 
 
@@ -82,7 +104,7 @@ def run(cfg: DictConfig) -> RunFolder:
 
     Raises:
         ConfigError: If the configuration is wrong, or differs from that of the run to resume.
-        DataError: If the recording is missing or empty.
+        DataError: If a recording is missing or empty.
         DivergedError: If a loss or a gradient stops being finite.
     """
     config = build(RunConfig, cfg)
@@ -92,13 +114,18 @@ def run(cfg: DictConfig) -> RunFolder:
     device = torch.device(training.device)
     folder = RunFolder(Path(config.run_folder))
 
-    dataset = Dataset(Path(config.data.folder))
-    frames = load_frames(dataset, "train", config.data.training_frames, config.seed)
-    held_out = load_frames(dataset, "validation", training.validation_frames, config.seed)
-    weights = rarity_weights(frames, config.data.rarity_square, config.data.rarity_power)
-    order = DataOrder(weights, batch_size=training.batch_size, seed=config.seed)
+    loader = _loader(config)
+    pool, clip_weights = loader.training_pool(config.data)
+    held_out = loader.evaluation_pools(config.data, "validation", training.validation_frames)
+    _report_skipped(loader, folder)
+    stages = Stages(config.stages, clip_weights, frame_size=config.frame_size, seed=config.seed)
 
     tokenizer = build_visual_tokenizer(config.tokenizer).to(device)
+    for stage_config in config.stages:
+        tokenizer.num_latents(stage_config.longest_clip)
+    if config.initial_weights is not None:
+        initial = load_visual_tokenizer(Path(config.initial_weights))
+        load_state(tokenizer, initial.state_dict(), Path(config.initial_weights))
     average = WeightAverage(tokenizer, training.average_decay)
     optimiser = build_optimiser(tokenizer, training.optimiser)
     position = Position(step=0, elapsed_seconds=0.0, settings=config.fixed)
@@ -110,7 +137,7 @@ def run(cfg: DictConfig) -> RunFolder:
     step, clock = position.step, Clock(position.elapsed_seconds)
     progress = training.length.progress(step, clock.elapsed_seconds)
     last_validation = last_checkpoint = clock.elapsed_seconds
-    last_log = (step, time.monotonic())
+    frames_seen, last_log = 0, time.monotonic()
     tokenizer.train()
 
     def save_checkpoint() -> None:
@@ -124,7 +151,9 @@ def run(cfg: DictConfig) -> RunFolder:
         while progress < 1.0 and not interruption.requested:
             rate = learning_rate(training.optimiser, progress)
             set_learning_rate(optimiser, rate)
-            batch = _to_batch(frames[order.indices(step)], device)
+            stage = stages.stage(progress)
+            draw = stages.draw(step, stage)
+            batch = _to_batch(pool, draw.starts, draw.clip_frames, draw.resolution, device)
             with training.autocast:
                 output = tokenizer(batch)
             terms = reconstruction_losses(output.reconstruction, batch, config.losses)
@@ -139,14 +168,14 @@ def run(cfg: DictConfig) -> RunFolder:
             optimiser.step()
             average.update(tokenizer, step)
             step += 1
+            frames_seen += draw.num_frames
             progress = training.length.progress(step, clock.elapsed_seconds)
 
             if step % training.log_steps == 0:
                 with torch.no_grad():
                     quality = float(psnr(output.reconstruction.clamp(-1, 1), batch).mean())
-                speed = (step - last_log[0]) * training.batch_size
-                speed = int(speed / (time.monotonic() - last_log[1]))
-                last_log = (step, time.monotonic())
+                speed = int(frames_seen / (time.monotonic() - last_log))
+                frames_seen, last_log = 0, time.monotonic()
                 usage = code_usage(output.ids, tokenizer.codebook_size)
                 losses = {f"loss_{name}": float(term.detach()) for name, term in terms.items()}
                 figures = {
@@ -154,16 +183,17 @@ def run(cfg: DictConfig) -> RunFolder:
                     **losses,
                     "gradient_norm": float(norm),
                     "learning_rate": rate,
-                    "batch_psnr": quality,
+                    "stage": stage,
+                    f"batch_psnr_{draw.kind}": quality,
                     "batch_perplexity": usage.perplexity,
-                    "images_per_second": speed,
+                    "frames_per_second": speed,
                 }
                 folder.log(step, figures)
-                shown = {"psnr": f"{quality:.2f} dB", "images/s": str(speed)}
+                shown = {f"psnr of {draw.kind}": f"{quality:.2f} dB", "frames/s": str(speed)}
                 bar.show(progress, shown)
             if clock.elapsed_seconds - last_validation > 60 * training.validation_minutes:
                 last_validation = clock.elapsed_seconds
-                _validate(folder, average.module, held_out, step, training, device)
+                _validate(folder, average.module, held_out, step, config)
             if clock.elapsed_seconds - last_checkpoint > 60 * training.checkpoint_minutes:
                 last_checkpoint = clock.elapsed_seconds
                 save_checkpoint()
@@ -172,21 +202,22 @@ def run(cfg: DictConfig) -> RunFolder:
     if progress < 1.0:
         print(f"stopped at step {step}; the same command goes on from {folder.checkpoint}")
         return folder
-    _validate(folder, average.module, held_out, step, training, device)
+    _validate(folder, average.module, held_out, step, config)
     figures_of_splits = {
-        split: measure(
-            average.module,
-            load_frames(dataset, split, config.data.evaluation_frames, config.seed),
-            training,
-            device,
-        )
+        split: {
+            name: measure(average.module, part, config)
+            for name, part in loader.evaluation_pools(
+                config.data, split, config.data.evaluation_frames
+            ).items()
+        }
         for split in ("validation", "test")
     }
+    _report_skipped(loader, folder)
     summary = {
         "name": config.name,
         "steps": step,
         "minutes": round(clock.elapsed_seconds / 60, 1),
-        "training_frames": len(frames),
+        "training_frames": len(pool),
         "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
         "figures": figures_of_splits,
         "config": to_mapping(config),
@@ -201,70 +232,138 @@ def run(cfg: DictConfig) -> RunFolder:
 
 @torch.no_grad()
 def measure(
-    tokenizer: VisualTokenizer,
-    frames: UInt8[np.ndarray, "frame height width 3"],
-    training: TrainingConfig,
-    device: torch.device,
-) -> dict[str, float]:
-    """Return mean PSNR and SSIM of the frames after rounding to 8 bits, and code usage."""
-    quality: list[torch.Tensor] = []
-    similarity: list[torch.Tensor] = []
-    ids: list[torch.Tensor] = []
-    for batch in _batches(frames, training.batch_size, device):
-        with training.autocast:
-            batch_ids = tokenizer.encode(batch)
-            decoded = tokenizer.decode(batch_ids)
-        decoded = to_float(to_uint8(decoded))
-        quality.append(psnr(decoded, batch).flatten())
-        similarity.append(ssim(decoded, batch).flatten())
-        ids.append(batch_ids)
-    usage = code_usage(torch.cat(ids), tokenizer.codebook_size)
-    return {
-        "frames": len(frames),
-        "psnr": float(torch.cat(quality).mean()),
-        "psnr_worst": float(torch.cat(quality).min()),
-        "ssim": float(torch.cat(similarity).mean()),
-        "codes_used": usage.used,
-        "codebook_size": tokenizer.codebook_size,
-        "perplexity": usage.perplexity,
-    }
+    tokenizer: VisualTokenizer, pool: ClipPool, config: RunConfig
+) -> dict[str, dict[str, float]]:
+    """Return mean PSNR and SSIM of all frames after rounding to 8 bits, and code usage.
+
+    Under `images` each frame is tokenized alone; under `videos`, where the training has clips,
+    the same recording is tokenized in clips.
+    """
+    figures: dict[str, dict[str, float]] = {}
+    for clip_frames in sorted({1, config.clip_frames}):
+        quality: list[Tensor] = []
+        similarity: list[Tensor] = []
+        ids: list[Tensor] = []
+        for batch in _batches(pool, clip_frames, config):
+            batch_ids, decoded = _there_and_back(tokenizer, batch, config)
+            quality.append(psnr(decoded, batch).flatten())
+            similarity.append(ssim(decoded, batch).flatten())
+            ids.append(batch_ids.flatten())
+        if not ids:
+            continue
+        usage = code_usage(torch.cat(ids), tokenizer.codebook_size)
+        per_frame = torch.cat(quality)
+        figures["images" if clip_frames == 1 else "videos"] = {
+            "frames": len(per_frame),
+            "tokens_per_frame": sum(part.numel() for part in ids) / len(per_frame),
+            "psnr": float(per_frame.mean()),
+            "psnr_worst": float(per_frame.min()),
+            "ssim": float(torch.cat(similarity).mean()),
+            "codes_used": usage.used,
+            "codebook_size": tokenizer.codebook_size,
+            "perplexity": usage.perplexity,
+        }
+    return figures
 
 
 def _validate(
     folder: RunFolder,
     tokenizer: VisualTokenizer,
-    frames: UInt8[np.ndarray, "frame height width 3"],
+    pools: Mapping[str, ClipPool],
     step: int,
-    training: TrainingConfig,
-    device: torch.device,
+    config: RunConfig,
 ) -> None:
-    figures = measure(tokenizer, frames, training, device)
-    names = ("psnr", "ssim", "codes_used", "perplexity")
-    folder.log(step, {f"validation_{name}": figures[name] for name in names})
-    chosen = frames[:: max(1, len(frames) // 48)][:48]
-    batch = _to_batch(chosen, device)
-    with training.autocast:
-        decoded = tokenizer.decode(tokenizer.encode(batch))
-    pairs = np.stack((chosen, to_uint8(decoded).squeeze(1).cpu().numpy()))
-    # Six pairs a line, original on the left, reconstruction on the right of each pair.
-    pairs = pairs[:, : len(chosen) // 6 * 6] if len(chosen) >= 6 else pairs[:, :1]
-    wide = 6 if len(chosen) >= 6 else 1
-    picture = rearrange(pairs, "pair (r c) h w rgb -> (r h) (c pair w) rgb", c=wide)
-    folder.save_picture(f"reconstructions_{step:07d}.png", picture.repeat(2, 0).repeat(2, 1))
+    """Log figures of each folder; draw images and clips beside what became of them."""
+    for name, pool in pools.items():
+        for kind, figures in measure(tokenizer, pool, config).items():
+            suffix = f"{kind}_{name}" if len(pools) > 1 else kind
+            chosen = ("psnr", "ssim", "codes_used", "perplexity")
+            folder.log(step, {f"validation_{key}_{suffix}": figures[key] for key in chosen})
+    folder.save_picture(
+        f"reconstructions_{step:07d}.png", _picture_of_images(tokenizer, pools, config)
+    )
+    if config.clip_frames > 1:
+        _draw_clips(folder.path / f"clips_{step:07d}.png", tokenizer, pools, config)
     folder.draw_curves()
 
 
-def _batches(
-    frames: UInt8[np.ndarray, "frame height width 3"], size: int, device: torch.device
-) -> Iterator[torch.Tensor]:
-    for start in range(0, len(frames), size):
-        yield _to_batch(frames[start : start + size], device)
+def _picture_of_images(
+    tokenizer: VisualTokenizer, pools: Mapping[str, ClipPool], config: RunConfig
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return six pairs a line, the original on the left and its reconstruction on the right of each."""
+    most = 48 // len(pools)
+    truth, copies = [], []
+    for pool in pools.values():
+        chosen = np.arange(len(pool))[:: max(1, len(pool) // most)][:most]
+        frames = _to_batch(pool, chosen, 1, config.frame_size, torch.device(config.training.device))
+        truth.append(frames)
+        copies.append(_there_and_back(tokenizer, frames, config)[1])
+    pairs = torch.stack((torch.cat(truth), torch.cat(copies))).squeeze(2)
+    wide = min(6, pairs.shape[1])
+    pairs = to_uint8(pairs[:, : pairs.shape[1] // wide * wide]).cpu()
+    picture = rearrange(pairs, "pair (r c) h w rgb -> (r h) (c pair w) rgb", c=wide).numpy()
+    return picture.repeat(2, 0).repeat(2, 1)
+
+
+def _draw_clips(
+    path: Path, tokenizer: VisualTokenizer, pools: Mapping[str, ClipPool], config: RunConfig
+) -> None:
+    """Film strips of two clips of each folder, with their reconstructions below."""
+    rows: dict[str, np.ndarray] = {}
+    for name, pool in pools.items():
+        starts = pool.separate_clips(config.clip_frames)
+        for number, start in enumerate(starts[:: max(1, len(starts) // 2)][:2], start=1):
+            device = torch.device(config.training.device)
+            clip = _to_batch(pool, np.array([start]), config.clip_frames, config.frame_size, device)
+            copy = _there_and_back(tokenizer, clip, config)[1]
+            rows[f"{name} {number}"] = to_uint8(clip)[0].cpu().numpy()
+            rows[f"{name} {number}, reconstructed"] = to_uint8(copy)[0].cpu().numpy()
+    if rows:
+        film_strip(rows, path, scale=1)
+
+
+@torch.no_grad()
+def _there_and_back(
+    tokenizer: VisualTokenizer, frames: Float[Tensor, "b t 3 h w"], config: RunConfig
+) -> tuple[Tensor, Float[Tensor, "b t 3 h w"]]:
+    """Return the ids of frames, and what is decoded from them, rounded to 8 bits."""
+    with config.training.autocast:
+        ids = tokenizer.encode(frames)
+        decoded = tokenizer.decode(ids)
+    return ids, to_float(to_uint8(decoded))
+
+
+def _batches(pool: ClipPool, clip_frames: int, config: RunConfig) -> Iterator[Tensor]:
+    """Yield every image of a pool, or clips that share no frame."""
+    device = torch.device(config.training.device)
+    starts = np.arange(len(pool)) if clip_frames == 1 else pool.separate_clips(clip_frames)
+    size = max(1, config.training.batch_size // clip_frames)
+    for first in range(0, len(starts), size):
+        chosen = starts[first : first + size]
+        yield _to_batch(pool, chosen, clip_frames, config.frame_size, device)
 
 
 def _to_batch(
-    frames: UInt8[np.ndarray, "frame height width 3"], device: torch.device
-) -> torch.Tensor:
-    return to_float(torch.from_numpy(frames).to(device)).unsqueeze(1)
+    pool: ClipPool,
+    starts: np.ndarray,
+    clip_frames: int,
+    size: tuple[int, int],
+    device: torch.device,
+) -> Float[Tensor, "b t 3 h w"]:
+    return resize(to_float(pool.clips(starts, clip_frames).to(device)), size)
+
+
+def _loader(config: RunConfig) -> Loader:
+    """Return what reads frames at the largest size that any stage, or the end, asks for."""
+    sizes = [config.frame_size, *(pair for stage in config.stages for pair in stage.resolutions)]
+    return Loader(max(sizes, key=lambda pair: pair[0] * pair[1]), config.clip_frames, config.seed)
+
+
+def _report_skipped(loader: Loader, folder: RunFolder) -> None:
+    if loader.skipped:
+        path = folder.path / "skipped.json"
+        write_text(path, json.dumps(loader.skipped, indent=2) + "\n")
+        print(f"{len(loader.skipped)} files cannot be read and are left out; {path} lists them")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="visual_tokenizer")

@@ -4,14 +4,24 @@ from pathlib import Path
 
 import numpy as np
 
-from worldgen.data.episodes import DatasetMetadata, Episode, EpisodeInfo, EpisodeWriter
+from worldgen.data.episodes import Column, DatasetMetadata, Episode, EpisodeInfo, EpisodeWriter
 from worldgen.tokenizers.action.schema import ActionSchema, Categorical
 
 __all__ = ["write_recording"]
 
 
-def write_recording(folder: Path, *, episodes: int = 2, length: int = 12, size: int = 16) -> Path:
-    """Write `episodes` episodes into each split; return the folder."""
+def write_recording(
+    folder: Path,
+    *,
+    episodes: int = 2,
+    length: int = 12,
+    size: int = 16,
+    cut_after: int | None = None,
+) -> Path:
+    """Write `episodes` episodes into each split; return the folder.
+
+    After frame `cut_after` of each episode another scene begins.
+    """
     schema = ActionSchema(
         groups=(Categorical(name="move", options=("none", "right")),),
         named={"nothing": {}, "right": {"move": "right"}},
@@ -23,7 +33,7 @@ def write_recording(folder: Path, *, episodes: int = 2, length: int = 12, size: 
         frame_height=size,
         frame_width=size,
         action_schema=schema.to_json(),
-        columns={},
+        columns={"cut": Column(dtype="bool")},
     )
     metadata.write(folder)
     random = np.random.default_rng(0)
@@ -33,12 +43,16 @@ def write_recording(folder: Path, *, episodes: int = 2, length: int = 12, size: 
             frames = np.full((length, size, size, 3), 60, dtype=np.uint8)
             for frame in frames:
                 row, column = random.integers(0, size - 4, 2)
-                frame[row : row + 4, column : column + 4] = (200, 40, 100 + 100 * index)
+                frame[row : row + 4, column : column + 4] = (200, 40, (100 + 100 * index) % 256)
             writer.write(
                 Episode(
                     frames=frames,
                     actions=np.zeros((length, 1), dtype=np.int64),
-                    columns={},
+                    columns={
+                        "cut": np.isin(
+                            np.arange(length), [length - 1, -1 if cut_after is None else cut_after]
+                        )
+                    },
                     info=EpisodeInfo(
                         index=index, seed=index, length=length, driver="none", split=split
                     ),

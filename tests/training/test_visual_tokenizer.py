@@ -4,24 +4,46 @@ import json
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.training.recordings import write_recording
+from train import visual_tokenizer as train_script
 from train.visual_tokenizer import RunConfig, run
 from worldgen.checkpoint import load_tensors
 from worldgen.config import build, load_config
-from worldgen.errors import ConfigError, DataError
+from worldgen.errors import CheckpointError, ConfigError, DataError
 from worldgen.tokenizers.visual import load_visual_tokenizer
-from worldgen.training import DivergedError, RunFolder
+from worldgen.training import DivergedError, OptimiserConfig, RunFolder
 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recording(tmp_path_factory.mktemp("recording"))
+
+
+JOINT = (
+    "tokenizer.patch=8",
+    "tokenizer.frames_per_latent=2",
+    *(
+        f"tokenizer.{part}.{size}"
+        for part in ("encoder", "decoder")
+        for size in (
+            "width=8",
+            "num_heads=2",
+            "head_width=4",
+            "feed_forward_width=8",
+            "spatial_blocks=w",
+            "temporal_depth=1",
+        )
+    ),
+    "training.length.steps=6",
+    "stages=[{image_batch_size:3},{image_batch_size:2,video_share:0.7,clip_frames:5,"
+    "clip_batch_size:2,resolutions:[[16,16],[8,16]]}]",
+)
+"""Three steps of images, then three of images and clips, in a network of a few hundred weights."""
 
 
 def train(
@@ -31,7 +53,7 @@ def train(
     tiny = [
         f"experiment={experiment}",
         f"run_folder={folder}",
-        f"data.folder={recording}",
+        f"data.folders=[{recording}]",
         "tokenizer.frame_height=16",
         "tokenizer.frame_width=16",
         "training.batch_size=2",
@@ -43,7 +65,9 @@ def train(
         "training.optimiser.warmup_share=0.0",
         "training.optimiser.final_share=1.0",
     ]
-    if experiment == "car_racing":
+    if experiment == "omnitokenizer_small":
+        tiny += JOINT
+    elif experiment == "car_racing":
         tiny += ["tokenizer.encoder.base_width=2", "tokenizer.decoder.base_width=2"]
     else:
         tiny += ["tokenizer.encoder.width=8", "tokenizer.decoder.width=8"]
@@ -59,8 +83,10 @@ def test_a_training_leaves_tokenizer_summary_curves_and_pictures(
     assert (tokenizer.rows, tokenizer.columns) == (2, 2)
     figures = json.loads((folder.path / "summary.json").read_text())["figures"]
     for split in ("validation", "test"):
-        assert {"psnr", "ssim", "codes_used", "perplexity"} <= figures[split].keys()
-        assert figures[split]["frames"] == 24
+        assert list(figures[split]) == [recording.name]
+        of_images = figures[split][recording.name]["images"]
+        assert {"psnr", "ssim", "codes_used", "perplexity"} <= of_images.keys()
+        assert (of_images["frames"], of_images["tokens_per_frame"]) == (24, 4)
     assert (folder.path / "curves.png").exists()
     assert (folder.path / "reconstructions_0000004.png").exists()
     assert [line["step"] for line in folder.read_metrics() if "loss" in line] == [1, 2, 3, 4]
@@ -81,21 +107,118 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
         assert torch.equal(tensor, got[name]), name
 
 
+def test_images_and_clips_of_two_recordings_train_one_tokenizer(
+    recording: Path, tmp_path: Path
+) -> None:
+    other = write_recording(tmp_path / "other", size=32)
+    folder = train(
+        recording,
+        tmp_path / "run",
+        f"data.folders=[{recording},{other}]",
+        experiment="omnitokenizer_small",
+    )
+    lines = folder.read_metrics()
+    stages = {line["step"]: line["stage"] for line in lines if "stage" in line}
+    assert stages == {1: 0, 2: 0, 3: 0, 4: 1, 5: 1, 6: 1}
+    assert not any("batch_psnr_videos" in line for line in lines if line["step"] <= 3)
+    assert any("batch_psnr_videos" in line for line in lines)
+    figures = json.loads((folder.path / "summary.json").read_text())["figures"]["test"]
+    assert list(figures) == [recording.name, "other"]
+    for of_folder in figures.values():
+        # Two clips of five frames in each of two episodes of twelve; three grids for each clip.
+        assert of_folder["videos"]["frames"] == 20
+        assert of_folder["videos"]["tokens_per_frame"] == 4 * 3 / 5
+        assert of_folder["images"]["frames"] == 24
+    validated = {name for line in lines for name in line if name.startswith("validation_psnr")}
+    assert validated == {
+        f"validation_psnr_{kind}_{name}"
+        for kind in ("images", "videos")
+        for name in (recording.name, "other")
+    }
+    assert (folder.path / "reconstructions_0000006.png").exists()
+    assert (folder.path / "clips_0000006.png").exists()
+
+
+def test_a_joint_training_interrupted_between_stages_goes_on_bit_for_bit(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(recording, tmp_path / "whole", experiment="omnitokenizer_small")
+    schedule = train_script.learning_rate
+
+    def learning_rate_and_control_c(config: OptimiserConfig, progress: float) -> float:
+        # During the second of six steps; the first stage ends with the third.
+        if progress == pytest.approx(1 / 6):
+            os.kill(os.getpid(), signal.SIGINT)
+        return schedule(config, progress)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_script, "learning_rate", learning_rate_and_control_c)
+        parts = train(recording, tmp_path / "parts", experiment="omnitokenizer_small")
+    assert load_tensors(parts.checkpoint)[1]["step"] == 2
+    train(recording, tmp_path / "parts", experiment="omnitokenizer_small")
+    expected, got = load_tensors(whole.checkpoint), load_tensors(parts.checkpoint)
+    assert got[1]["step"] == 6
+    assert expected[0].keys() == got[0].keys()
+    for name, tensor in expected[0].items():
+        assert torch.equal(tensor, got[0][name]), name
+
+
+def test_a_training_can_start_from_another_tokenizer(recording: Path, tmp_path: Path) -> None:
+    first = train(recording, tmp_path / "first")
+    file = first.path / "tokenizer.safetensors"
+    folder = train(
+        recording,
+        tmp_path / "second",
+        f"initial_weights={file}",
+        "training.length.steps=1",
+        "training.optimiser.learning_rate=1e-12",
+    )
+    before = load_visual_tokenizer(file).state_dict()
+    after = load_visual_tokenizer(folder.path / "tokenizer.safetensors").state_dict()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        train(
+            recording,
+            tmp_path / "third",
+            f"initial_weights={file}",
+            "tokenizer.encoder.base_width=4",
+        )
+
+
+def test_clips_that_the_tokenizer_cannot_take_are_refused_before_training(
+    recording: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="takes clips of 1 \\+ k x 2 frames, got 4"):
+        train(
+            recording,
+            tmp_path,
+            "stages=[{image_batch_size:2,video_share:0.5,clip_frames:4}]",
+            experiment="omnitokenizer_small",
+        )
+
+
 def test_control_c_keeps_the_work_and_the_same_command_goes_on(
     recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = RunFolder(tmp_path)
 
+    over = threading.Event()
+
     def interrupt_after_two_lines() -> None:
         while len(folder.read_metrics()) < 2:
-            time.sleep(0.01)
+            if over.wait(0.01):
+                return
         os.kill(os.getpid(), signal.SIGINT)
 
     # Far too long to end by itself before the signal comes.
     thread = threading.Thread(target=interrupt_after_two_lines)
     thread.start()
-    train(recording, tmp_path, "training.length.steps=10000000")
-    thread.join()
+    try:
+        train(recording, tmp_path, "training.length.steps=10000000")
+    finally:
+        over.set()
+        thread.join()
     assert "the same command goes on from" in capsys.readouterr().out
     step = load_tensors(folder.checkpoint)[1]["step"]
     assert step >= 2
@@ -126,7 +249,16 @@ def test_a_missing_recording_is_one_clear_message(tmp_path: Path) -> None:
         train(tmp_path / "nowhere", tmp_path / "run")
 
 
-@pytest.mark.parametrize("experiment", ["car_racing", "crafter"])
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        "car_racing",
+        "crafter",
+        "omnitokenizer_small",
+        "omnitokenizer_small_images",
+        "car_racing_temporal",
+    ],
+)
 def test_shipped_experiments_compose_and_build(experiment: str) -> None:
     config = build(RunConfig, load_config("visual_tokenizer", [f"experiment={experiment}"]))
     assert config.name == experiment
