@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_command(commands, "list", "name the shipped worlds", "list")
     _add_evaluate(commands)
     _add_bench(commands)
+    _add_import(commands)
     return parser
 
 
@@ -144,6 +145,35 @@ def _add_bench(commands: Any) -> None:
     play.add_argument("--frames", type=_whole_number(1), default=200, help="default: 200")
     play.add_argument(
         "--json", metavar="FILE|-", default="-", help="figures (default: standard output)"
+    )
+
+
+def _add_import(commands: Any) -> None:
+    parent = commands.add_parser("import", help="read checkpoints of others")
+    parts = parent.add_subparsers(required=True, metavar="ORIGIN")
+    omni = _add_command(parts, "omnitokenizer", "a joint tokenizer", "import omnitokenizer")
+    omni.add_argument(
+        "--checkpoint", required=True, type=Path, metavar="FILE", help="*.ckpt or *.safetensors"
+    )
+    omni.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="folder to make")
+    omni.add_argument(
+        "--arguments",
+        type=Path,
+        metavar="FILE.json",
+        help="arguments of its training (default: those in the checkpoint)",
+    )
+    omni.add_argument(
+        "--mode",
+        choices=["upstream", "aligned"],
+        default="upstream",
+        help="upstream: its numbers, for whole clips, as released weights were trained; aligned: "
+        "causal, to train further (default: upstream)",
+    )
+    omni.add_argument(
+        "--attention",
+        choices=["sdpa", "einsum_bias"],
+        default="sdpa",
+        help="einsum_bias where the weights were trained with torch before 2.1 (default: sdpa)",
     )
 
 

@@ -169,6 +169,29 @@ def _bench_play(arguments: Namespace) -> int:
     return 0
 
 
+def _import_omnitokenizer(arguments: Namespace) -> int:
+    from worldgen.interop.omnitokenizer_folder import import_omnitokenizer_folder
+
+    imported = import_omnitokenizer_folder(
+        arguments.checkpoint,
+        arguments.out,
+        arguments=arguments.arguments,
+        mode=arguments.mode,
+        attention=arguments.attention,
+    )
+    if imported.unexpected:
+        print(
+            f"worldgen: {len(imported.unexpected)} names are no part of the tokenizer and unknown: "
+            f"{', '.join(imported.unexpected)}",
+            file=sys.stderr,
+        )
+    print(
+        f"written to {arguments.out}; {len(imported.ignored)} names of no use here are listed in "
+        "its import.json"
+    )
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "play": _play,
     "rollout": _rollout,
@@ -177,6 +200,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "list": _list,
     "evaluate world": _evaluate_world,
     "bench play": _bench_play,
+    "import omnitokenizer": _import_omnitokenizer,
 }
 """Command, as named by the parser -> the function that runs it."""
 

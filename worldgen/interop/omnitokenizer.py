@@ -30,6 +30,7 @@ __all__ = [
     "omnitokenizer_config",
     "to_our_layout",
     "upstream_name",
+    "upstream_state",
 ]
 
 TemporalMode = Literal["upstream", "aligned"]
@@ -313,6 +314,25 @@ def to_our_layout(name: str, tensor: Tensor, config: _Config) -> Tensor:
         if re.fullmatch(r"decoder\.(first_frame|later_frames)\.linear\.bias", name):
             return tensor.repeat_interleave(_pixels(name, config))
     return tensor
+
+
+def upstream_state(network: Network) -> dict[str, Tensor]:
+    """Return the weights by upstream's names and in its layout: what an import would read.
+
+    Entries that upstream has and does not use are left out.
+    """
+    state = {}
+    for name, tensor in network.state_dict().items():
+        theirs = upstream_name(name, network.config)
+        if theirs is None:
+            continue
+        shape = _upstream_shape(name, tensor, network.config)
+        if len(shape) == 5 and name.startswith("decoder") and ".linear." in name:
+            tensor = tensor.T
+        elif len(shape) == 1 and shape != tensor.shape:
+            tensor = tensor[:: _pixels(name, network.config)]
+        state[theirs] = tensor.reshape(shape)
+    return state
 
 
 def _take(name: str, ours: Tensor, state: ForeignState, config: _Config) -> Tensor:

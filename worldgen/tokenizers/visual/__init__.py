@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from worldgen.checkpoint import load_state, load_tensors, save_tensors
 from worldgen.config import build, to_mapping
 from worldgen.errors import CheckpointError, ConfigError
@@ -40,13 +42,16 @@ __all__ = [
     "VisualTokenizer",
     "VisualTokenizerConfig",
     "build_visual_tokenizer",
+    "load_autoencoder",
     "load_visual_tokenizer",
+    "save_autoencoder",
     "save_visual_tokenizer",
 ]
 
 VisualTokenizerConfig = ConvolutionalTokenizerConfig | OmniTokenizerConfig
 
 _ARTIFACT = "visual_tokenizer"
+_AUTOENCODER_ARTIFACT = "autoencoder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +93,51 @@ def load_visual_tokenizer(path: Path) -> VisualTokenizer:
         CheckpointError: If the file is missing, truncated, of another kind, or does not fit its
             own configuration.
     """
-    tensors, metadata = load_tensors(path)
-    if metadata.get("artifact") != _ARTIFACT:
-        raise CheckpointError(
-            f"{path} holds {metadata.get('artifact', 'something unnamed')!r}, not a visual "
-            f"tokenizer; give the tokenizer.safetensors of a world or a run"
-        )
+    tensors, config = _read(
+        path, _ARTIFACT, "a visual tokenizer; give the tokenizer.safetensors of a world or a run"
+    )
     try:
-        config = build(_Stored, {"tokenizer": metadata["config"]}).tokenizer
-    except (KeyError, ConfigError) as error:
+        stored = build(_Stored, {"tokenizer": config}).tokenizer
+    except ConfigError as error:
         raise CheckpointError(f"{path} names no configuration known here: {error}") from error
-    tokenizer = build_visual_tokenizer(config)
+    tokenizer = build_visual_tokenizer(stored)
     load_state(tokenizer, tensors, path)
     return tokenizer.eval().requires_grad_(False)
+
+
+def save_autoencoder(
+    path: Path, autoencoder: OmniAutoencoder, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write weights, configuration and metadata to one file, by convention `autoencoder.safetensors`."""
+    config = to_mapping(autoencoder.config)
+    header = {**(metadata or {}), "artifact": _AUTOENCODER_ARTIFACT, "config": config}
+    save_tensors(path, autoencoder.state_dict(), header)
+
+
+def load_autoencoder(path: Path) -> OmniAutoencoder:
+    """Return an autoencoder from a file that `save_autoencoder` wrote, ready for inference.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, of another kind, or does not fit its
+            own configuration.
+    """
+    tensors, config = _read(
+        path, _AUTOENCODER_ARTIFACT, "an autoencoder; give an autoencoder.safetensors"
+    )
+    try:
+        autoencoder = OmniAutoencoder(build(OmniAutoencoderConfig, config))
+    except ConfigError as error:
+        raise CheckpointError(f"{path} names no configuration known here: {error}") from error
+    load_state(autoencoder, tensors, path)
+    return autoencoder.eval().requires_grad_(False)
+
+
+def _read(path: Path, artifact: str, wanted: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, metadata = load_tensors(path)
+    if metadata.get("artifact") != artifact:
+        raise CheckpointError(
+            f"{path} holds {metadata.get('artifact', 'something unnamed')!r}, not {wanted}"
+        )
+    if not isinstance(metadata.get("config"), dict):
+        raise CheckpointError(f"{path} names no configuration; write it again with worldgen")
+    return tensors, metadata["config"]
