@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 import worldgen
 
-__all__ = ["hardware", "memory_megabytes", "versions"]
+__all__ = ["hardware", "memory_megabytes", "peak_memory_megabytes", "versions"]
 
 
 def hardware() -> dict[str, Any]:
@@ -44,6 +45,17 @@ def memory_megabytes() -> float | None:
         return None
     pages = int(status.read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def peak_memory_megabytes() -> float | None:
+    """Return the most memory that this process ever held, None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Bytes on macOS, kilobytes elsewhere.
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _processor() -> str:
