@@ -1,11 +1,9 @@
 """The chunked look-up against plain distances in float64, ties and memory included."""
 
-from typing import Any
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.tokenizers.quantizers.largest_tensor import LargestTensor
 from worldgen.tokenizers.quantizers.lookup import nearest_codes, nearest_neighbours
 
 CHUNKS = [(1, 1), (3, 7), (5, 64), (64, 5), (1000, 1000)]
@@ -87,19 +85,6 @@ def test_low_precision_products_do_not_change_the_ids() -> None:
 
 
 def test_a_quarter_of_a_million_codes_need_no_matrix_of_distances() -> None:
-    class LargestTensor(TorchDispatchMode):
-        def __init__(self) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
-            self.largest = 0
-
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
-                self.largest = max(self.largest, result.numel())
-            return result
-
     codes = normal(2**18, 8, seed=1)
     ids = torch.randint(2**18, (64,), generator=torch.Generator().manual_seed(0))
     with LargestTensor() as mode:

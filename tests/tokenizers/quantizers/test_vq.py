@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tokenizers.quantizers.largest_tensor import LargestTensor
 from worldgen.checkpoint import load_state, load_tensors, save_tensors
 from worldgen.errors import ConfigError
 from worldgen.tokenizers.quantizers import VectorQuantizer, VQConfig
@@ -142,6 +143,16 @@ def test_mixed_precision_does_not_change_the_ids() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = scheme(vectors).ids
     assert torch.equal(mixed, scheme(vectors).ids)
+
+
+def test_a_large_codebook_learns_without_a_matrix_of_distances() -> None:
+    scheme = VectorQuantizer(VQConfig(codebook_size=2**17, width=8)).train()
+    vectors = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    with LargestTensor() as mode:
+        scheme(vectors)
+    assert bool((scheme(vectors).quantized == vectors).any())
+    # The codebook itself, an eighth of the distances of 64 vectors.
+    assert mode.largest == 2**17 * 8
 
 
 def test_impossible_settings_are_refused() -> None:

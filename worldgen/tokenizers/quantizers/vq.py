@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from worldgen.errors import ConfigError
 from worldgen.tokenizers.quantizers.base import QuantizerOutput
 from worldgen.tokenizers.quantizers.codebook import CodebookQuantizer, Normalise
-from worldgen.tokenizers.quantizers.lookup import nearest_codes
+from worldgen.tokenizers.quantizers.lookup import nearest_codes, nearest_neighbours
 
 __all__ = ["VQConfig", "VectorQuantizer"]
 
@@ -22,8 +22,8 @@ _SAME_PLACE = 1e-4
 # Codes placed anew in one search, one after the other; the others wait for the next search.
 _MOST_REVIVED = 1024
 
-# Distances held at once when codes in one place are sought.
-_MERGE_CHUNK = 1 << 22
+# Nearest codes among which those in the same place are sought.
+_TWINS_SOUGHT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ class VectorQuantizer(CodebookQuantizer):
         searching = int(self.steps_seen) % self.config.revival_period == 0
         if searching and self.config.revival_threshold:
             spread = (flat - flat.mean(0)).square().sum(-1).mean()
-            self._merge(_SAME_PLACE * spread)
+            self._merge(ids, _SAME_PLACE * spread)
             self._revive(flat, _SAME_PLACE * spread)
         self.steps_seen.add_(1)
 
@@ -174,23 +174,22 @@ class VectorQuantizer(CodebookQuantizer):
             return self.code_uses
         return (self.code_uses + smoothing) / (total + self.codebook_size * smoothing) * total
 
-    def _merge(self, near: Tensor) -> None:
-        alive = (~self._dead).nonzero().flatten()
+    def _merge(self, ids: Tensor, near: Tensor) -> None:
+        # Only codes in use look for others in their place: a twin of one of them that is not used
+        # dies on its own, and the square of a large codebook is out of reach.
+        used = ids.unique()
+        used = used[~self._dead[used]]
+        codes, count = self.codebook[used], min(_TWINS_SOUGHT, self.codebook_size)
+        # By id, so that of twins used alike the first one stays; a code is its own twin too.
+        twins = nearest_neighbours(codes, self.codebook, count, allowed=~self._dead).sort(1).values
+        # Not by way of the matrix product, whose rounding is as large as the distances sought here.
+        apart = (codes.unsqueeze(1) - self.codebook[twins]).square().sum(-1) > near
         # The most used code of a place stays and takes over what the others stood for.
-        alive = alive[self.code_uses[alive].argsort(descending=True, stable=True)]
-        codes = self.codebook[alive]
-        # The first code in this order that lies in the same place; itself at the latest. Not by
-        # way of the matrix product, whose rounding is as large as the distances sought here.
-        first = [
-            (torch.cdist(some, codes, compute_mode="donot_use_mm_for_euclid_dist").square() <= near)
-            .long()
-            .argmax(dim=1)
-            for some in codes.split(max(1, _MERGE_CHUNK // len(codes)))
-        ]
-        owner = alive[torch.cat(first)]
-        uses, sums = self.code_uses[alive], self.code_sums[alive]
-        self.code_uses[alive] = 0.0
-        self.code_sums[alive] = 0.0
+        uses = self.code_uses[twins].masked_fill(apart | self._dead[twins], -1.0)
+        owner = twins.gather(1, uses.argmax(1, keepdim=True)).squeeze(1)
+        uses, sums = self.code_uses[used], self.code_sums[used]
+        self.code_uses[used] = 0.0
+        self.code_sums[used] = 0.0
         self.code_uses.index_add_(0, owner, uses)
         self.code_sums.index_add_(0, owner, sums)
 
