@@ -135,6 +135,57 @@ def _add_evaluate(commands: Any) -> None:
     )
     world.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
     world.add_argument("--html", type=Path, metavar="FILE", help="report with film strips")
+    _add_evaluate_tokenizer(parts)
+
+
+def _add_evaluate_tokenizer(parts: Any) -> None:
+    tokenizer = _add_command(
+        parts, "tokenizer", "pictures against their reconstructions", "evaluate tokenizer"
+    )
+    tokenizer.add_argument(
+        "--tokenizer",
+        required=True,
+        metavar="FILE|NAME|FOLDER",
+        help="tokenizer.safetensors, shipped world, or folder of a world or a run",
+    )
+    tokenizer.add_argument(
+        "--data",
+        required=True,
+        type=Path,
+        metavar="FOLDER",
+        help="images, videos and recordings, in any of its folders",
+    )
+    tokenizer.add_argument(
+        "--split",
+        choices=("train", "validation", "test"),
+        help="part of recordings, or folder of that name (default: test of a recording, else all)",
+    )
+    tokenizer.add_argument(
+        "--frames",
+        type=_whole_number_or_all,
+        default=17,
+        metavar="N|all",
+        help="frames of a clip; all takes whole videos (default: 17)",
+    )
+    tokenizer.add_argument(
+        "--limit", type=_whole_number(1), help="most images, and most clips (default: no limit)"
+    )
+    tokenizer.add_argument(
+        "--size", type=_size, metavar="HxW", help="default: what the tokenizer was made for"
+    )
+    tokenizer.add_argument(
+        "--seed", type=_whole_number(0), default=0, help="decides perturbed codes (default: 0)"
+    )
+    tokenizer.add_argument("--lpips", type=Path, metavar="FILE", help="weights, to measure LPIPS")
+    tokenizer.add_argument(
+        "--features",
+        type=Path,
+        metavar="FILE",
+        help="tokenizer whose encoder gives features (default: fixed random convolutions)",
+    )
+    tokenizer.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    tokenizer.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
+    tokenizer.add_argument("--html", type=Path, metavar="FILE", help="report with examples")
 
 
 def _add_bench(commands: Any) -> None:
@@ -198,6 +249,19 @@ def _add_video(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale", type=_whole_number(1), default=4, help="video pixels per pixel (default: 4)"
     )
+
+
+def _whole_number_or_all(text: str) -> int | None:
+    return None if text == "all" else _whole_number(1)(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, separator, width = text.lower().partition("x")
+    if not (separator and height.isdecimal() and width.isdecimal() and int(height) * int(width)):
+        raise argparse.ArgumentTypeError(
+            f"needs height and width in pixels, such as 256x256, got {text!r}"
+        )
+    return int(height), int(width)
 
 
 def _whole_number(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -161,6 +161,35 @@ def _evaluate_world(arguments: Namespace) -> int:
     return 0
 
 
+def _evaluate_tokenizer(arguments: Namespace) -> int:
+    from worldgen.evaluation.report import without_pictures
+    from worldgen.evaluation.tokenizer import TokenizerProtocol, evaluate_tokenizer
+    from worldgen.evaluation.tokenizer_report import format_lines, write_tokenizer_report
+
+    _check_output(_json_path(arguments))
+    _check_output(arguments.html)
+    protocol = TokenizerProtocol(
+        data=arguments.data,
+        split=arguments.split,
+        num_frames=arguments.frames,
+        limit=arguments.limit,
+        size=arguments.size,
+        seed=arguments.seed,
+        lpips=arguments.lpips,
+        features=arguments.features,
+        device=arguments.device,
+    )
+    result = evaluate_tokenizer(arguments.tokenizer, protocol)
+    if arguments.html is not None:
+        write_tokenizer_report(result, arguments.html)
+    if arguments.json is not None:
+        _write_json(without_pictures(result), arguments.json)
+    if arguments.json != "-":
+        for line in format_lines(result):
+            print(line)
+    return 0
+
+
 def _bench_play(arguments: Namespace) -> int:
     from worldgen.evaluation.bench import bench_play
 
@@ -199,6 +228,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "info": _info,
     "list": _list,
     "evaluate world": _evaluate_world,
+    "evaluate tokenizer": _evaluate_tokenizer,
     "bench play": _bench_play,
     "import omnitokenizer": _import_omnitokenizer,
 }

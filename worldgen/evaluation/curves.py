@@ -1,10 +1,10 @@
-"""Line charts as SVG text that follows the colours of its page."""
+"""Line and bar charts as SVG text that follows the colours of its page."""
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["line_chart"]
+__all__ = ["bar_chart", "line_chart"]
 
 _WIDTH, _HEIGHT = 560, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 26, 34
@@ -31,33 +31,17 @@ def line_chart(
     def x(index: float) -> float:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * index / max(count - 1, 1)
 
-    def y(value: float) -> float:
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low)
-
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{html.escape(title)}">'
-    ]
-    tick = low
-    while tick <= high + step / 2:
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(tick):.1f}" '
-            f'y2="{y(tick):.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
-        )
-        tick = round(tick + step, 10)
+    parts = [*_frame(title, low, high, step)]
     for number in _x_ticks(count):
         parts.append(
             f'<text x="{x(number - 1):.1f}" y="{_HEIGHT - _BOTTOM + 16}" '
             f'text-anchor="middle">{number}</text>'
         )
-    parts.append(
-        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 3}" '
-        f'text-anchor="middle">{html.escape(x_label)}</text>'
-        f'<text x="4" y="12">{html.escape(y_label)}</text>'
-    )
+    parts.append(_labels(x_label, y_label))
     for number, line in enumerate(lines.values()):
-        points = " ".join(f"{x(index):.1f},{y(value):.1f}" for index, value in enumerate(line))
+        points = " ".join(
+            f"{x(index):.1f},{_y(value, low, high):.1f}" for index, value in enumerate(line)
+        )
         parts.append(f'<polyline class="line line-{number}" points="{points}"/>')
     parts.append("</svg>")
     legend = "".join(
@@ -65,6 +49,54 @@ def line_chart(
         for number, label in enumerate(lines)
     )
     return f"<figure>{''.join(parts)}<figcaption>{legend}</figcaption></figure>"
+
+
+def bar_chart(values: Sequence[float], *, title: str, x_label: str, y_label: str) -> str:
+    """Return an SVG with one bar per value, from left to right, upwards from 0.
+
+    Args:
+        values: Not negative, finite, at least one.
+        title: Said to people who cannot see the picture.
+        x_label: Under the horizontal axis.
+        y_label: At the top of the vertical axis.
+    """
+    low, high, step = _nice_range(0.0, max(max(values), 1e-9))
+    width = (_WIDTH - _LEFT - _RIGHT) / len(values)
+    bars = "".join(
+        f'<rect class="bar" x="{_LEFT + index * width:.2f}" y="{_y(value, low, high):.2f}" '
+        f'width="{0.9 * width:.2f}" height="{_y(low, low, high) - _y(value, low, high):.2f}"/>'
+        for index, value in enumerate(values)
+    )
+    frame = "".join(_frame(title, low, high, step))
+    return f"<figure>{frame}{bars}{_labels(x_label, y_label)}</svg></figure>"
+
+
+def _y(value: float, low: float, high: float) -> float:
+    return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low)
+
+
+def _frame(title: str, low: float, high: float, step: float) -> Iterator[str]:
+    """Begin the picture, with a line at each round number."""
+    yield (
+        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{html.escape(title)}">'
+    )
+    tick = low
+    while tick <= high + step / 2:
+        y = _y(tick, low, high)
+        yield (
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>'
+        )
+        tick = round(tick + step, 10)
+
+
+def _labels(x_label: str, y_label: str) -> str:
+    return (
+        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 3}" '
+        f'text-anchor="middle">{html.escape(x_label)}</text>'
+        f'<text x="4" y="12">{html.escape(y_label)}</text>'
+    )
 
 
 def _nice_range(low: float, high: float) -> tuple[float, float, float]:

@@ -17,7 +17,7 @@ __all__ = ["ClipTally", "CodeCounts", "PictureQuality", "Tally"]
 _MOST_POSITIONS = 65
 """Positions in a clip whose figures are kept apart; clips may be hours long."""
 _LEAST_FOR_MOMENTS = 2
-# What psnr() gives for equal pictures, whose error it cannot take the logarithm of.
+# Pictures are in [-1, 1].
 _PEAK_SQUARED = 4.0
 _HISTOGRAM_BARS = 128
 
@@ -127,20 +127,24 @@ class Tally:
     def to_json(self) -> dict[str, Any]:
         """Return the figures as JSON holds them; at least one picture must be in."""
         psnr = np.asarray(self._psnr)
-        mean_error = float(np.mean(_PEAK_SQUARED * 10.0 ** (-psnr / 10.0)))
+        mean_error, perturbed_error = (
+            10.0 * math.log10(_PEAK_SQUARED / np.mean(_PEAK_SQUARED * 10.0 ** (-each / 10.0)))
+            for each in (psnr, np.asarray(self._perturbed))
+        )
         per_token = math.log2(self.codes.to_json()["codebook_size"])
         enough = self.moments.count >= _LEAST_FOR_MOMENTS
         distance = frechet_distance(self.truth_moments, self.moments) if enough else None
         return {
             "frames": self.frames,
             "psnr_db": float(psnr.mean()),
-            "psnr_db_of_mean_error": 10.0 * math.log10(_PEAK_SQUARED / mean_error),
+            "psnr_db_of_mean_error": mean_error,
             "psnr_db_lowest_tenth": float(np.quantile(psnr, 0.1)),
             "ssim": float(np.mean(self._ssim)) if self._ssim else None,
             "lpips": float(np.mean(self._lpips)) if self._lpips else None,
             "frechet_own_features": distance,
             "perturbed_psnr_db": float(np.mean(self._perturbed)),
             "perturbed_drop_db": float(psnr.mean() - np.mean(self._perturbed)),
+            "perturbed_drop_db_of_mean_error": mean_error - perturbed_error,
             "rate": {
                 "tokens_per_frame": self._tokens / self.frames,
                 "bits_per_frame": self._tokens * per_token / self.frames,
