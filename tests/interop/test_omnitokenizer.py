@@ -1,115 +1,44 @@
-"""Imported tokenizers against numbers that OmniTokenizer's own code computed."""
+"""Imported tokenizers against numbers that OmniTokenizer's own code computed, and bad input."""
 
+import argparse
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from math import isqrt
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
-from einops import rearrange
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional as F
 
-from worldgen.errors import ConfigError
-from worldgen.interop.files import ForeignState
+from tests.interop.omnitokenizer_numbers import compare, infer, load, train
+from tests.reference_cases import Case, reference_cases
+from worldgen.checkpoint import file_hash
+from worldgen.cli import main
+from worldgen.errors import CheckpointError, ConfigError
 from worldgen.interop.omnitokenizer import (
-    AttentionPath,
-    ImportedOmniTokenizer,
-    TemporalMode,
     import_omnitokenizer,
-    to_our_layout,
-    upstream_name,
+    omnitokenizer_arguments,
+    omnitokenizer_config,
+    upstream_state,
 )
-from worldgen.interop.omnitokenizer_discriminators import (
-    discriminator_config,
-    discriminator_state,
+from worldgen.tokenizers.visual import (
+    OmniAutoencoder,
+    OmniTokenizer,
+    OmniTokenizerConfig,
+    load_autoencoder,
+    load_visual_tokenizer,
 )
-from worldgen.tokenizers.adversarial import (
-    discriminator_loss,
-    feature_matching_loss,
-    generator_loss,
+
+# Cases of the language model on top have no attention paths.
+CASES = reference_cases("omnitokenizer", lambda config: "attention_paths" in config)
+INFERENCE_CASES = reference_cases(
+    "omnitokenizer", lambda config: "attention_paths" in config and config["mode"] == "eval"
 )
-from worldgen.tokenizers.discriminators import DiscriminatorOutput, PatchDiscriminator
-from worldgen.tokenizers.quantizers import code_usage
-from worldgen.tokenizers.visual import OmniAutoencoder, OmniTokenizer
-
-# Upstream's pixels lie in [-0.5, 0.5], the library's in [-1, 1]; doubling is exact.
-_RANGE = 2.0
-
-# The tolerance that the reference numbers are published with.
-_TOLERANCE = 2e-5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A folder of reference numbers."""
-
-    folder: Path
-    arguments: dict[str, Any]
-    training: bool
-    step: int
-    paths: tuple[AttentionPath, ...]
-    weights: dict[str, Tensor]
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-
-    def load(
-        self, path: AttentionPath | None = None, mode: TemporalMode = "upstream"
-    ) -> ImportedOmniTokenizer:
-        return import_omnitokenizer(
-            self.weights,
-            self.arguments,
-            self.folder / "weights.safetensors",
-            mode=mode,
-            attention=path or self.paths[0],
-        )
-
-    @property
-    def clips(self) -> dict[str, Tensor]:
-        """Frames by the name of the input, as the library has them."""
-        return {
-            name: _RANGE * (tensor[:, None] if tensor.ndim == 4 else to_time_first(tensor))
-            for name, tensor in self.inputs.items()
-            if "." not in name and tensor.is_floating_point()
-        }
-
-
-def folders() -> list[Path]:
-    roots = [Path(__file__).parents[1] / "reference" / "omnitokenizer"]
-    if "WORLDGEN_REFERENCE_DIR" in os.environ:
-        roots.append(Path(os.environ["WORLDGEN_REFERENCE_DIR"]) / "omnitokenizer")
-    found = [path.parent for root in roots for path in sorted(root.glob("*/config.json"))]
-    # Cases of the language model on top have no attention paths.
-    return [
-        folder
-        for folder in found
-        if "attention_paths" in json.loads((folder / "config.json").read_text())
-    ]
-
-
-def read(folder: Path) -> Case:
-    config = json.loads((folder / "config.json").read_text())
-    return Case(
-        folder=folder,
-        arguments=config["args"],
-        training=config["mode"] == "train",
-        step=config.get("global_step", 0),
-        paths=tuple(config["attention_paths"]),
-        weights=load_file(folder / "weights.safetensors"),
-        inputs=load_file(folder / "inputs.safetensors"),
-        outputs=load_file(folder / "outputs.safetensors"),
-    )
-
-
-@pytest.fixture(params=[pytest.param(folder, id=folder.name) for folder in folders()])
-def case(request: pytest.FixtureRequest) -> Case:
-    return read(request.param)
+TOKENIZER_CASES = reference_cases(
+    "omnitokenizer",
+    lambda config: "attention_paths" in config and not config["args"].get("use_vae"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -121,281 +50,256 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def to_time_first(tensor: Tensor) -> Tensor:
-    return rearrange(tensor, "b c t h w -> b t c h w")
-
-
-def to_channels_first(volume: Tensor) -> Tensor:
-    return rearrange(volume, "b t r c width -> b width t r c")
-
-
-def pixels(frames: Tensor, like: Tensor) -> Tensor:
-    """Frames as upstream has them: an image without time, in [-0.5, 0.5]."""
-    frames = frames / _RANGE
-    return frames[:, 0] if like.ndim == 4 else rearrange(frames, "b t c h w -> b c t h w")
-
-
-def compare(computed: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Every number that upstream computed, and none left out."""
-    assert sorted(expected.keys() - computed.keys()) == []
-    for name, theirs in expected.items():
-        ours = computed[name]
-        assert ours.shape == theirs.shape, name
-        if theirs.is_floating_point():
-            torch.testing.assert_close(
-                ours.detach(),
-                theirs,
-                rtol=_TOLERANCE,
-                atol=_TOLERANCE,
-                msg=lambda text, name=name: f"{name}: {text}",
-            )
-        else:
-            assert torch.equal(ours, theirs), name
-
-
+@pytest.mark.parametrize("case", CASES)
 def test_every_number_is_reproduced(case: Case) -> None:
     computed: dict[str, Tensor] = {}
-    for path in case.paths:
-        prefix = f"{path}." if any(name.startswith(f"{path}.") for name in case.outputs) else ""
-        if case.training:
+    expected = case.outputs
+    for path in case.config["attention_paths"]:
+        prefix = f"{path}." if any(name.startswith(f"{path}.") for name in expected) else ""
+        if case.config["mode"] == "train":
             numbers = train(case, path)
         else:
-            numbers = infer(case, path)
+            numbers = infer(case, load(case, path).network)
         computed |= {prefix + name: tensor for name, tensor in numbers.items()}
-    compare(computed, case.outputs)
+    compare(computed, expected)
 
 
-@torch.no_grad()
-def infer(case: Case, path: AttentionPath) -> dict[str, Tensor]:
-    network = case.load(path).network
-    if isinstance(network, OmniAutoencoder):
-        return infer_continuous(case, network)
-    numbers: dict[str, Tensor] = {}
-    for name, clip in case.clips.items():
-        with tapped(network) as taps:
-            latents = network.encoder(clip)
-            unit = network.quantizer.normalise == "vectors"
-            z = F.normalize(latents, dim=-1) if unit else latents
-            ids = network.encode(clip)
-            codes = network.quantizer.ids_to_vectors(rearrange(ids, "b t r c -> (b t) r c"))
-            quantized = rearrange(codes, "(b t) width r c -> b t r c width", b=len(clip))
-            decoded = network.decoder(quantized)
-        torch.testing.assert_close(network.decode(ids), decoded.clamp(-1, 1))
-        numbers |= {
-            f"{name}.pre_quant": to_channels_first(latents),
-            f"{name}.z": to_channels_first(z),
-            f"{name}.ids": ids,
-            f"{name}.quantized": to_channels_first(quantized),
-            f"{name}.recon": pixels(decoded, case.inputs[name]),
-            **{f"{name}.tap.{part}": tensor for part, tensor in taps.items()},
-        }
-    for name, ids in case.inputs.items():
-        if not name.startswith("decode_"):
-            continue
-        image = name.startswith("decode_image")
-        if ids.ndim == 2:
-            side = case.arguments["resolution"] // case.arguments["patch_size"]
-            side = isqrt(ids.shape[1]) if image else side
-            ids = rearrange(ids, "b (t r c) -> b t r c", r=side, c=side)
-        codes = network.quantizer.ids_to_vectors(rearrange(ids, "b t r c -> (b t) r c"))
-        decoded = network.decoder(rearrange(codes, "(b t) width r c -> b t r c width", b=len(ids)))
-        numbers[f"{name}.recon"] = pixels(decoded, decoded[:, 0] if image else decoded)
-    return numbers
-
-
-def infer_continuous(case: Case, network: OmniAutoencoder) -> dict[str, Tensor]:
-    numbers: dict[str, Tensor] = {}
-    for name, clip in case.clips.items():
-        with tapped(network) as taps:
-            latents = network.encode(clip)
-            decoded = network.decode(latents.mean)
-        noise = rearrange(case.inputs[f"{name}.eps"], "b width t r c -> b t r c width")
-        sample = latents.draw(noise)
-        numbers |= {
-            f"{name}.moments": to_channels_first(network.encoder(clip)),
-            f"{name}.mean": to_channels_first(latents.mean),
-            f"{name}.logvar": to_channels_first(latents.log_variance),
-            f"{name}.sample": to_channels_first(sample),
-            f"{name}.kl_sum_over_batch": latents.divergence(),
-            f"{name}.recon_from_mean": pixels(decoded, case.inputs[name]),
-            f"{name}.recon_from_sample": pixels(network.decode(sample), case.inputs[name]),
-            **{f"{name}.tap.{part}": tensor for part, tensor in taps.items()},
-        }
-    return numbers
-
-
-@contextmanager
-def tapped(network: OmniTokenizer | OmniAutoencoder) -> Iterator[dict[str, Tensor]]:
-    """What the stages give the first time they run, in upstream's layout."""
-    frames, places = "b t r c width -> (b t) (r c) width", "b t r c width -> (b r c) t width"
-    stages = {
-        "patch_first": (network.encoder.first_frame, "b t r c width -> b t r c width"),
-        "patch_rest": (network.encoder.later_frames, "b t r c width -> b t r c width"),
-        "enc_spatial": (network.encoder.spatial, frames),
-        "enc_temporal": (network.encoder.temporal, places),
-        "dec_temporal": (network.decoder.temporal, places),
-        "dec_spatial": (network.decoder.spatial, frames),
-    }
-    taps: dict[str, Tensor] = {}
-
-    def tap(name: str, layout: str, volume: Tensor) -> None:
-        taps.setdefault(name, rearrange(volume, layout))
-
-    hooks = [
-        stage.register_forward_hook(
-            lambda module, inputs, volume, name=name, layout=layout: tap(name, layout, volume)
-        )
-        for name, (stage, layout) in stages.items()
-    ]
-    try:
-        yield taps
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def train(case: Case, path: AttentionPath) -> dict[str, Tensor]:
-    numbers: dict[str, Tensor] = {}
-    for name, clip in case.clips.items():
-        numbers |= {
-            f"{name}.{quantity}": tensor
-            for quantity, tensor in step(case, path, name, clip).items()
-        }
-    return numbers
-
-
-def step(case: Case, path: AttentionPath, name: str, clip: Tensor) -> dict[str, Tensor]:
-    """One pass over a batch, from the stored weights, for the autoencoder and its adversaries."""
-    network = case.load(path).network.train().requires_grad_(True)
-    arguments = case.arguments
-    numbers: dict[str, Tensor] = {}
-    if isinstance(network, OmniAutoencoder):
-        latents = network.encode(clip)
-        noise = rearrange(case.inputs[f"{name}.eps"], "b width t r c -> b t r c width")
-        rebuilt = network.decode(latents.draw(noise))
-        bottleneck = arguments["kl_weight"] * latents.divergence()
+@pytest.mark.parametrize("case", INFERENCE_CASES)
+def test_command_makes_a_folder_that_gives_the_same_numbers(case: Case, tmp_path: Path) -> None:
+    containers = sorted(case.folder.glob("*.ckpt"))
+    checkpoint = containers[0] if containers else case.weights
+    path = case.config["attention_paths"][-1]
+    words = ["import", "omnitokenizer", "--checkpoint", str(checkpoint)]
+    words += ["--out", str(tmp_path / "made"), "--attention", path]
+    if not containers:
+        words += ["--arguments", str(case.folder / "config.json")]
+    assert main(words) == 0
+    made = {file.name: file for file in (tmp_path / "made").iterdir()}
+    network: OmniTokenizer | OmniAutoencoder
+    if "autoencoder.safetensors" in made:
+        network = load_autoencoder(made["autoencoder.safetensors"])
     else:
-        output = network(clip)
-        rebuilt, bottleneck = output.reconstruction, output.quantizer_loss
-        numbers |= codebook_numbers(network, output.ids)
-    frames, rebuilt = clip / _RANGE, rebuilt / _RANGE
-    numbers["g.recon"] = pixels(rebuilt * _RANGE, case.inputs[name])
-    if frames.shape != rebuilt.shape:
-        factor = arguments["gen_upscale"]
-        larger = F.interpolate(
-            frames[:, 0], scale_factor=factor, mode="bilinear", align_corners=True
-        )
-        frames = larger[:, None]
-
-    judged = {"image": judge(case, 2, chosen(case, name, frames), chosen(case, name, rebuilt))}
-    if frames.shape[1] > 1:
-        judged["video"] = judge(case, 3, frames, rebuilt)
-    started = float(case.step >= arguments["discriminator_iter_start"])
-    zero = torch.zeros(())
-    adversarial, matching, adversaries = zero, zero, zero
-    for kind in ("image", "video"):
-        weight = arguments[f"{kind}_gan_weight"]
-        if kind not in judged:
-            numbers |= {f"d.d_{kind}_loss": zero, f"d.logits_{kind}_real": zero}
-            numbers |= {f"d.logits_{kind}_fake": zero}
-            continue
-        network_of_kind, real, fake = judged[kind]
-        own = generator_loss(fake.logits)
-        features = feature_matching_loss(real, fake) if weight > 0 else zero
-        loss = discriminator_loss(real.logits, fake.logits, arguments["disc_loss_type"])
-        adversarial = adversarial + weight * own
-        matching = matching + features
-        adversaries = adversaries + weight * loss
-        numbers |= {
-            f"g.g_{kind}_loss": own,
-            f"g.{kind}_gan_feat_loss": features,
-            f"d.d_{kind}_loss": loss,
-            f"d.logits_{kind}_real": real.logits.mean(),
-            f"d.logits_{kind}_fake": fake.logits.mean(),
-        }
-    recon_loss = arguments["l1_weight"] * F.l1_loss(rebuilt, frames)
-    matching = started * arguments["gan_feat_weight"] * matching
-    total = recon_loss + bottleneck + started * adversarial + matching
-    numbers |= {
-        "g.recon_loss": recon_loss,
-        "g.commitment_or_kl_loss": bottleneck,
-        "g.aeloss": started * adversarial,
-        "g.gan_feat_loss": matching,
-        "g.total_loss": total,
-        "d.discloss": started * adversaries,
+        loaded = load_visual_tokenizer(made["tokenizer.safetensors"])
+        assert isinstance(loaded, OmniTokenizer)
+        network = loaded
+    prefixed = any(name.startswith(f"{path}.") for name in case.outputs)
+    expected = {
+        name.removeprefix(f"{path}."): tensor
+        for name, tensor in case.outputs.items()
+        if not prefixed or name.startswith(f"{path}.")
     }
+    compare(infer(case, network), expected)
 
-    parameters = dict(network.named_parameters())
-    gradients = torch.autograd.grad(
-        total, list(parameters.values()), retain_graph=True, allow_unused=True
-    )
-    used = {
-        own: gradient
-        for own, gradient in zip(parameters, gradients, strict=True)
-        if gradient is not None
+    record = json.loads(made["import.json"].read_text())
+    assert record["checkpoint_sha256"] == file_hash(checkpoint)
+    assert (record["mode"], record["attention"]) == ("upstream", path)
+    assert record["arguments"]["embedding_dim"] == case.config["args"]["embedding_dim"]
+    assert record["unexpected"] == []
+    stored = {
+        name for name in record["ignored"] if name.startswith(("perceptual_model.", "image_disc"))
     }
-    numbers["g.grad_norm"] = torch.stack([gradient.norm() for gradient in used.values()]).norm()
-    for own, gradient in used.items():
-        theirs = f"g.grad.{upstream_name(own, network.config)}"
-        if f"{name}.{theirs}" in case.outputs:
-            expected = case.outputs[f"{name}.{theirs}"]
-            # Compared in our layout, then reported in theirs.
-            compare({theirs: gradient}, {theirs: to_our_layout(own, expected, network.config)})
-            numbers[theirs] = expected
-
-    # Noise of amplitude zero has a gradient of its own, which is random: left out.
-    weights = [
-        parameter
-        for network_of_kind, _, _ in judged.values()
-        for own, parameter in network_of_kind.named_parameters()
-        if not own.startswith("noise.")
-    ]
-    theirs = torch.autograd.grad(started * adversaries, weights)
-    numbers["d.grad_norm"] = torch.stack([gradient.norm() for gradient in theirs]).norm()
-
-    dimensions: Literal[2, 3] = 2 if clip.shape[1] == 1 else 3
-    with torch.no_grad():
-        calm = discriminator(case, dimensions).eval()(clip / _RANGE)
-    numbers["disc_eval.logits"] = calm.logits
-    for index, feature in enumerate(calm.features):
-        numbers[f"disc_eval.feature{index}_mean_abs"] = feature.abs().mean()
-    return numbers
-
-
-def codebook_numbers(network: OmniTokenizer, ids: Tensor) -> dict[str, Tensor]:
-    share = torch.bincount(ids.flatten(), minlength=network.codebook_size) / ids.numel()
-    quantizer = network.quantizer.state_dict()
-    return {
-        "g.ids": ids,
-        "g.perplexity": torch.tensor(code_usage(ids, network.codebook_size).perplexity),
-        # Codes used more than on average.
-        "g.usage": (share > 1 / network.codebook_size).float().mean(),
-        "g.after.codebook.N": quantizer["code_uses"],
-        "g.after.codebook.z_avg": quantizer["code_sums"],
-        "g.after.codebook.embeddings": quantizer["codebook"],
-        # Upstream's running mean begins with the first batch.
-        "g.after.codebook.codebook_usage": share,
+    assert stored == {
+        name
+        for name in load_names(checkpoint)
+        if name.startswith(("perceptual_model.", "image_disc"))
     }
+    assert record["checkpoint_sha256"] in made["README.md"].read_text()
 
 
-def chosen(case: Case, name: str, frames: Tensor) -> Tensor:
-    """The frames of each clip that the image discriminator sees."""
-    if frames.shape[1] == 1 or case.arguments.get("apply_allframes"):
-        return frames
-    return frames[torch.arange(len(frames)), case.inputs[f"{name}.frame_idx"]][:, None]
+def load_names(checkpoint: Path) -> list[str]:
+    if checkpoint.suffix == ".safetensors":
+        return list(load_file(checkpoint))
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return list(torch.load(checkpoint, weights_only=True)["state_dict"])
 
 
-def judge(
-    case: Case, dimensions: Literal[2, 3], frames: Tensor, rebuilt: Tensor
-) -> tuple[PatchDiscriminator, DiscriminatorOutput, DiscriminatorOutput]:
-    network = discriminator(case, dimensions)
-    return network, network(frames), network(rebuilt)
+@pytest.mark.parametrize("case", CASES)
+def test_weights_go_back_to_upstreams_names(case: Case) -> None:
+    imported = load(case, case.config["attention_paths"][0])
+    theirs = load_file(case.weights)
+    returned = upstream_state(imported.network)
+    assert theirs.keys() - returned.keys() == set(imported.ignored)
+    for name, tensor in returned.items():
+        assert torch.equal(tensor, theirs[name]), name
 
 
-def discriminator(case: Case, dimensions: Literal[2, 3]) -> PatchDiscriminator:
-    prefix = {2: "image_discriminator.", 3: "video_discriminator."}[dimensions]
-    config = discriminator_config(case.arguments, dimensions)
-    state = ForeignState(case.weights, case.folder)
-    network = PatchDiscriminator(config)
-    network.load_state_dict(discriminator_state(state, prefix, config))
-    return network
+@pytest.mark.parametrize("case", TOKENIZER_CASES)
+def test_aligned_mode_is_causal_where_upstreams_is_not(case: Case) -> None:
+    path = case.config["attention_paths"][0]
+    aligned, upstream = (load(case, path, mode).network for mode in ("aligned", "upstream"))
+    assert isinstance(aligned, OmniTokenizer)
+    assert isinstance(upstream, OmniTokenizer)
+    size = case.config["args"]["resolution"]
+    step = aligned.frames_per_latent
+    generator = torch.Generator().manual_seed(0)
+    clip = torch.rand(1, 1 + 2 * step, 3, size, size, generator=generator) * 2 - 1
+    image = clip[:, :1]
+    # Of one frame both orders of memory are the same.
+    torch.testing.assert_close(aligned.encoder(image), upstream.encoder(image))
+    assert not upstream.causal
+    with pytest.raises(ConfigError, match=r"not causal .* needs whole clips"):
+        upstream.encoder_stream()
+    with pytest.raises(ConfigError, match=r"not causal .* needs whole clips"):
+        upstream.decoder_stream()
+    if aligned.causal:
+        assert torch.equal(aligned.encode(clip)[:, :1], aligned.encode(image))
+        assert torch.equal(aligned.encoder_stream().push(clip), aligned.encode(clip))
+
+
+ARGUMENTS: dict[str, Any] = {
+    "embedding_dim": 8,
+    "n_codes": 8,
+    "codebook_dim": 4,
+    "resolution": 16,
+    "patch_size": 4,
+    "temporal_patch_size": 2,
+    "enc_block": "tw",
+    "dec_block": "t",
+    "temporal_depth": 1,
+    "spatial_pos": "rope",
+    "causal_in_temporal_transformer": True,
+    "causal_in_peg": True,
+    "dim_head": 4,
+    "heads": 2,
+    "l2_code": True,
+}
+
+
+def tiny_weights(arguments: dict[str, Any] = ARGUMENTS) -> dict[str, Tensor]:
+    """Random tensors of a network with these arguments, by upstream's names."""
+    complete, _ = omnitokenizer_arguments(arguments, Path("x"))
+    config = omnitokenizer_config(complete, mode="upstream", attention="sdpa")
+    torch.manual_seed(0)
+    assert isinstance(config, OmniTokenizerConfig)
+    network = OmniTokenizer(config)
+    return {name: tensor.clone() for name, tensor in upstream_state(network).items()}
+
+
+def test_both_spellings_and_missing_and_retired_arguments() -> None:
+    weights = tiny_weights()
+    given = import_omnitokenizer(weights, ARGUMENTS, Path("x.ckpt"))
+    old = {
+        name.replace("causal", "casual"): value
+        for name, value in ARGUMENTS.items()
+        if name != "window"
+    }
+    old |= {"q_strides": "11", "use_checkpoint": False}
+    spelt = import_omnitokenizer(weights, old, Path("x.ckpt"))
+    assert spelt.network.config == given.network.config
+    assert spelt.network.config.encoder.causal
+    assert "twod_window_size" in spelt.defaulted
+    assert spelt.network.config.encoder.window == 4
+    assert "enc_block" not in spelt.defaulted
+
+
+def test_positions_belong_to_the_path_of_attention() -> None:
+    arguments = ARGUMENTS | {"spatial_pos": "rel"}
+    weights = tiny_weights(arguments)
+    without = import_omnitokenizer(weights, arguments, Path("x"), attention="sdpa")
+    assert without.network.config.encoder.spatial_positions == "none"
+    assert without.network.config.encoder.temporal_positions == "none"
+    with pytest.raises(CheckpointError, match=r"missing .*spatial_rel_pos_bias\.net\.0\.0\.weight"):
+        import_omnitokenizer(weights, arguments, Path("x"), attention="einsum_bias")
+
+
+def test_what_does_not_fit_is_listed() -> None:
+    weights = tiny_weights()
+    del weights["pre_vq_conv.1.bias"]
+    weights["decoder.dec_spatial_transformer.layers.7.0.dsconv.bias"] = torch.zeros(8)
+    weights["codebook.N"] = torch.zeros(9)
+    with pytest.raises(
+        CheckpointError,
+        match=r"missing pre_vq_conv\.1\.bias, unexpected decoder.*layers\.7\.0\.dsconv\.bias, "
+        r"wrong shape codebook\.N \(9,\) instead of \(8,\)",
+    ):
+        import_omnitokenizer(weights, ARGUMENTS, Path("x"))
+
+
+def test_names_outside_of_the_tokenizer_are_told_and_kept_out() -> None:
+    weights = tiny_weights()
+    weights |= {"optimizer_of_something": torch.zeros(1), "perceptual_model.a": torch.zeros(1)}
+    imported = import_omnitokenizer(weights, ARGUMENTS, Path("x"))
+    assert imported.unexpected == ("optimizer_of_something",)
+    assert imported.ignored == ("perceptual_model.a",)
+
+
+def test_training_goes_on_with_the_codebook_of_the_file() -> None:
+    weights = tiny_weights()
+    network = import_omnitokenizer(weights, ARGUMENTS, Path("x")).network
+    assert isinstance(network, OmniTokenizer)
+    network.train()(torch.zeros(1, 1, 3, 16, 16))
+    moved = network.quantizer.state_dict()["codebook"]
+    used = network.quantizer.state_dict()["code_uses"] > 1
+    assert torch.allclose(moved[~used], weights["codebook.embeddings"][~used], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_external_codebook": True}, "use_external_codebook True; only False"),
+        ({"patch_embed": "pixelshuffle"}, "patch_embed 'pixelshuffle'; only 'linear' and 'cnn'"),
+        ({"patch_embed": "cnn", "norm_type": "group"}, "norm_type 'group'; only 'batch'"),
+        ({"spatial_pos": "sine"}, "spatial_pos 'sine'"),
+        ({"image_channels": 1}, "image_channels 1"),
+        ({"codebook_dim": None}, "no argument codebook_dim"),
+        ({"dec_block": "tn"}, r"unknown letters \['n'\]"),
+        ({"resolution": 18}, "18 x 18 pixels do not divide"),
+        ({"embedding_dim": 16}, r"wrong shape .* instead of"),
+        ({"dec_block": "tt"}, r"missing decoder\.dec_spatial_transformer\.layers\.1"),
+    ],
+)
+def test_another_configuration_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        import_omnitokenizer(tiny_weights(), ARGUMENTS | changes, Path("x.ckpt"))
+
+
+def test_shifts_after_normalisation_are_refused() -> None:
+    weights = tiny_weights() | {"encoder.enc_spatial_transformer.norm_out.beta": torch.ones(8)}
+    with pytest.raises(CheckpointError, match=r"shifts normalised vectors \(encoder.*beta\)"):
+        import_omnitokenizer(weights, ARGUMENTS, Path("x"))
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str]:
+    status = main(["import", "omnitokenizer", *map(str, words)])
+    return status, capsys.readouterr().err
+
+
+def test_command_refuses_a_folder_in_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": tiny_weights()}, tmp_path / "x.ckpt")
+    status, error = run(capsys, "--checkpoint", tmp_path / "x.ckpt", "--out", tmp_path)
+    assert status == 2
+    assert "not empty; choose another folder" in error
+
+
+def test_command_asks_for_arguments_that_the_file_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file(tiny_weights(), tmp_path / "x.safetensors")
+    words: list[str | Path] = ["--checkpoint", tmp_path / "x.safetensors"]
+    words += ["--out", tmp_path / "made"]
+    status, error = run(capsys, *words)
+    assert status == 2
+    assert "give these as a JSON file with --arguments" in error
+    (tmp_path / "a.json").write_text("[")
+    status, error = run(capsys, *words, "--arguments", tmp_path / "a.json")
+    assert status == 2
+    assert "cannot read the arguments" in error
+    (tmp_path / "a.json").write_text(json.dumps(ARGUMENTS))
+    assert run(capsys, *words, "--arguments", tmp_path / "a.json") == (0, "")
+
+
+def test_command_runs_nothing_that_a_pickle_hides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Hidden:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"state_dict": tiny_weights(), "callbacks": Hidden()}, tmp_path / "x.ckpt")
+    status, error = run(capsys, "--checkpoint", tmp_path / "x.ckpt", "--out", tmp_path / "made")
+    assert status == 2
+    assert "could run code" in error
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "made").exists()
