@@ -86,6 +86,21 @@ def test_noise_starts_silent_and_follows_its_generator() -> None:
     assert not torch.equal(seeded[0], seeded[2])
 
 
+@pytest.mark.parametrize("time", [1, 3, 5])
+def test_half_precision_gives_the_gradients_of_full_precision(time: int) -> None:
+    config = PatchDiscriminatorConfig(dimensions=3, base_width=16, normalisation="none")
+    discriminator = PatchDiscriminator(config)
+    frames = torch.randn(2, time, 3, 32, 32)
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = discriminator(frames).logits
+        weights = list(discriminator.parameters())
+        gradients.append(torch.autograd.grad(-logits.mean(), weights))
+    for full, half in zip(*gradients, strict=True):
+        assert (half - full).norm() < 0.1 * full.norm()
+
+
 @pytest.mark.parametrize("width", [1, 2, 3, 32, 48, 64])
 def test_group_normalisation_fits_every_width(width: int) -> None:
     config = PatchDiscriminatorConfig(dimensions=2, base_width=width, num_halvings=1)

@@ -19,6 +19,7 @@ __all__ = [
     "PatchDiscriminatorConfig",
 ]
 
+_KERNEL, _PADDING = 4, 2
 _SLOPE = 0.2
 _GROUPS = 32
 
@@ -140,6 +141,10 @@ class PatchDiscriminator(nn.Module):
             hidden = self.noise(hidden, generator)
         outputs: list[Tensor] = []
         for stage in self.stages:
+            if self.config.dimensions == 3:
+                # Not left to the convolution: on CPU in bfloat16, where the padding is wider than
+                # the clip is long, its weight gradient is wrong or infinite (torch 2.13).
+                hidden = F.pad(hidden, (0, 0, 0, 0, _PADDING, _PADDING))
             hidden = stage(hidden)
             outputs.append(hidden)
         return DiscriminatorOutput(logits=outputs[-1].float(), features=tuple(outputs[:-1]))
@@ -163,8 +168,12 @@ def _stages(config: PatchDiscriminatorConfig) -> Iterator[_Stage]:
 def _convolution(
     config: PatchDiscriminatorConfig, width: int, next_width: int, stride: int
 ) -> nn.Module:
-    kind = nn.Conv2d if config.dimensions == 2 else nn.Conv3d
-    convolution: nn.Module = kind(width, next_width, 4, stride, 2)
+    convolution: nn.Module
+    if config.dimensions == 2:
+        convolution = nn.Conv2d(width, next_width, _KERNEL, stride, _PADDING)
+    else:
+        padding = (0, _PADDING, _PADDING)
+        convolution = nn.Conv3d(width, next_width, _KERNEL, stride, padding)
     if config.normalisation == "spectral":
         # Source: arXiv:1802.05957, algorithm 1.
         return nn.utils.parametrizations.spectral_norm(convolution)
