@@ -152,3 +152,5 @@ def test_impossible_settings_are_refused() -> None:
         LFQConfig(bits=18, group_bits=18)
     with pytest.raises(ConfigError, match="bsq inverse_temperature must be above 0"):
         BSQConfig(bits=18, inverse_temperature=0.0)
+    with pytest.raises(ConfigError, match="must not be negative"):
+        LFQConfig(bits=18, batch_entropy_weight=-0.1)

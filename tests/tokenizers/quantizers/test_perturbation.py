@@ -9,6 +9,7 @@ from worldgen.tokenizers.quantizers import (
     FSQConfig,
     LFQConfig,
     LookupFreeQuantizer,
+    Quantizer,
     VectorQuantizer,
     VQConfig,
     perturb,
@@ -55,6 +56,16 @@ def test_no_share_changes_nothing() -> None:
     scheme = FiniteScalarQuantizer(FSQConfig(levels=(8, 5, 5)))
     ids = torch.randint(200, (1, 4, 4), generator=draws())
     assert torch.equal(perturb(ids, scheme, 0.0, draws()), ids)
+
+
+def test_a_scheme_without_neighbours_is_refused_with_words() -> None:
+    class Distant(FiniteScalarQuantizer):
+        num_neighbours = Quantizer.num_neighbours
+        neighbours = Quantizer.neighbours
+
+    scheme = Distant(FSQConfig(levels=(8, 5, 5)))
+    with pytest.raises(ConfigError, match="Distant does not say which codes are near"):
+        perturb(torch.zeros(1, 4, 4, dtype=torch.int64), scheme, 0.5, draws())
 
 
 def test_impossible_shares_and_counts_are_refused() -> None:

@@ -54,7 +54,7 @@ class Quantizer(nn.Module, ABC):
     @property
     def num_neighbours(self) -> int:
         """Codes that count as near neighbours of a code where nobody says how many."""
-        raise NotImplementedError(f"{type(self).__name__} does not say which codes are near")
+        raise ConfigError(self._no_neighbours())
 
     def neighbours(self, ids: Int[Tensor, "*any"], count: int) -> Int[Tensor, "*any count"]:
         """Return ids of codes that lie near those of the given ids, none of them itself.
@@ -64,9 +64,15 @@ class Quantizer(nn.Module, ABC):
             count: Neighbours of each; what may be asked for depends on the scheme.
 
         Raises:
-            ConfigError: If the scheme has not that many.
+            ConfigError: If the scheme has not that many, or does not say which codes are near.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say which codes are near")
+        raise ConfigError(self._no_neighbours())
+
+    def _no_neighbours(self) -> str:
+        return (
+            f"{type(self).__name__} does not say which codes are near; codes can be perturbed where "
+            "num_neighbours and neighbours are defined, as in every quantizer of worldgen"
+        )
 
     @staticmethod
     def _check_neighbours(count: int, available: int) -> None:

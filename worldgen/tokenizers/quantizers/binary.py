@@ -50,7 +50,13 @@ def factorised_entropies(
     return per_vector, of_mean
 
 
-def check_bits(kind: str, bits: int, group_bits: int, inverse_temperature: float) -> None:
+def check_bits(
+    kind: str,
+    bits: int,
+    group_bits: int,
+    inverse_temperature: float,
+    weights: tuple[float, ...],
+) -> None:
     """Check the settings that configurations of binary quantizers have in common.
 
     Raises:
@@ -65,6 +71,10 @@ def check_bits(kind: str, bits: int, group_bits: int, inverse_temperature: float
         )
     if inverse_temperature <= 0:
         raise ConfigError(f"{kind} inverse_temperature must be above 0, got {inverse_temperature}")
+    if min(weights) < 0:
+        raise ConfigError(
+            f"{kind} weights of commitment and entropies must not be negative, got {weights}"
+        )
 
 
 class BinaryQuantizer(Quantizer):

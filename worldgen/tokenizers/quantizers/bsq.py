@@ -29,7 +29,12 @@ class BSQConfig:
     """Sharpness of the probabilities inside the entropies."""
 
     def __post_init__(self) -> None:
-        check_bits("bsq", self.bits, 1, self.inverse_temperature)
+        weights = (
+            self.commitment_weight,
+            self.sample_entropy_weight,
+            self.batch_entropy_weight,
+        )
+        check_bits("bsq", self.bits, 1, self.inverse_temperature, weights)
 
 
 class BinarySphericalQuantizer(BinaryQuantizer):

@@ -30,7 +30,12 @@ class LFQConfig:
     """Bits whose joint distribution over a batch is worked out; the groups' entropies add up."""
 
     def __post_init__(self) -> None:
-        check_bits("lfq", self.bits, self.group_bits, self.inverse_temperature)
+        weights = (
+            self.commitment_weight,
+            self.sample_entropy_weight,
+            self.batch_entropy_weight,
+        )
+        check_bits("lfq", self.bits, self.group_bits, self.inverse_temperature, weights)
 
 
 class LookupFreeQuantizer(BinaryQuantizer):
