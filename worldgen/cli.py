@@ -197,6 +197,23 @@ def _add_bench(commands: Any) -> None:
     play.add_argument(
         "--json", metavar="FILE|-", default="-", help="figures (default: standard output)"
     )
+    tokenizer = _add_command(
+        parts, "tokenizer", "the joint tokenizer beside a plain reading of it", "bench tokenizer"
+    )
+    for name, default in (("frames", 17), ("height", 256), ("width", 256), ("rounds", 3)):
+        tokenizer.add_argument(
+            f"--{name}", type=_whole_number(1), default=default, help=f"default: {default}"
+        )
+    tokenizer.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    tokenizer.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="of the library's networks (default: float32)",
+    )
+    tokenizer.add_argument(
+        "--json", metavar="FILE|-", default="-", help="figures (default: standard output)"
+    )
 
 
 def _add_import(commands: Any) -> None:

@@ -198,6 +198,22 @@ def _bench_play(arguments: Namespace) -> int:
     return 0
 
 
+def _bench_tokenizer(arguments: Namespace) -> int:
+    from worldgen.evaluation.tokenizer_bench import TokenizerBench, bench_tokenizer
+
+    _check_output(_json_path(arguments))
+    bench = TokenizerBench(
+        frames=arguments.frames,
+        height=arguments.height,
+        width=arguments.width,
+        rounds=arguments.rounds,
+        device=arguments.device,
+        precision=arguments.precision,
+    )
+    _write_json(bench_tokenizer(bench), arguments.json)
+    return 0
+
+
 def _import_omnitokenizer(arguments: Namespace) -> int:
     from worldgen.interop.omnitokenizer_folder import import_omnitokenizer_folder
 
@@ -230,6 +246,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "evaluate world": _evaluate_world,
     "evaluate tokenizer": _evaluate_tokenizer,
     "bench play": _bench_play,
+    "bench tokenizer": _bench_tokenizer,
     "import omnitokenizer": _import_omnitokenizer,
 }
 """Command, as named by the parser -> the function that runs it."""
