@@ -73,8 +73,9 @@ class DiscriminatorOutput:
 
     logits: Float[Tensor, "example 1 *place"]
     """One per patch; high where it looks recorded."""
-    features: tuple[Float[Tensor, "example width *place"], ...]
-    """Activations of every stage before the logits, for feature matching and Gram matrices."""
+    features: tuple[Float[Tensor, "example _ ..."], ...]
+    """Activations `example width *place` of every stage before the logits, for feature matching
+    and Gram matrices."""
 
 
 class _InputNoise(nn.Module):

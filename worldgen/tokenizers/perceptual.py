@@ -7,7 +7,7 @@ None of them downloads anything. Without further files there is the discriminato
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from einops import einsum, rearrange, reduce
@@ -30,7 +30,8 @@ __all__ = [
     "gram_distance",
 ]
 
-Features = Sequence[Float[Tensor, "example width *place"]]
+Features = Sequence[Float[Tensor, "example _ ..."]]
+"""Activations `example width *place` of several stages, each with its own width and places."""
 
 # Places of the convolutions in torchvision's VGG-16; a pooling layer stands before those in
 # _VGG_AFTER_POOLING, and LPIPS compares what comes out of those in _VGG_COMPARED.
@@ -195,7 +196,7 @@ class EncoderFeatures(nn.Module):
         features, self._features = self._features, []
         return features
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "EncoderFeatures":
         """Stay as it was trained."""
         del mode
         return super().train(False)
