@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import numpy as np
@@ -24,8 +24,11 @@ from worldgen.evaluation.film_strip import film_strip
 from worldgen.nn.image_quality import psnr, ssim
 from worldgen.records import to_float, to_uint8
 from worldgen.tokenizers.losses import ReconstructionLossConfig, reconstruction_losses
-from worldgen.tokenizers.quantizers import code_usage
+from worldgen.tokenizers.perceptual import PerceptualLoss, PerceptualLossConfig
+from worldgen.tokenizers.quantizers import Quantizer, code_usage
+from worldgen.tokenizers.quantizers.perturbation import perturb
 from worldgen.tokenizers.visual import (
+    Perturbation,
     VisualTokenizer,
     VisualTokenizerConfig,
     build_visual_tokenizer,
@@ -35,6 +38,7 @@ from worldgen.tokenizers.visual import (
 from worldgen.training import (
     Clock,
     Interruption,
+    OptimiserConfig,
     Position,
     ProgressBar,
     RunFolder,
@@ -46,7 +50,9 @@ from worldgen.training import (
     save_training_state,
     set_learning_rate,
 )
-from worldgen.training.clip_pool import ClipPool, ClipPoolConfig, Loader, resize
+from worldgen.training.adversaries import Adversaries, AdversaryConfig
+from worldgen.training.clip_loader import ClipPoolConfig, Loader
+from worldgen.training.clip_pool import ClipPool, resize
 from worldgen.training.settings import TrainingConfig, refuse_other_settings
 from worldgen.training.stages import StageConfig, Stages
 
@@ -66,6 +72,13 @@ class RunConfig:
     data: ClipPoolConfig
     tokenizer: VisualTokenizerConfig
     losses: ReconstructionLossConfig
+    perceptual: PerceptualLossConfig
+    adversaries: tuple[AdversaryConfig, ...]
+    """Discriminators to train against; none by default."""
+    adversary_optimiser: OptimiserConfig
+    perturbation_share: float
+    """Part of the codes replaced by near ones before they are decoded, so that the decoder learns
+    to live with a world model's mistakes."""
     stages: tuple[StageConfig, ...]
     """One after the other, for example images first and images with clips after."""
     training: TrainingConfig
@@ -73,6 +86,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ConfigError("stages is empty; a training has at least one")
+        if not 0 <= self.perturbation_share <= 1:
+            raise ConfigError(
+                f"perturbation_share must lie in [0, 1], got {self.perturbation_share}"
+            )
 
     @property
     def frame_size(self) -> tuple[int, int]:
@@ -92,6 +109,9 @@ class RunConfig:
             "data": to_mapping(self.data),
             "tokenizer": to_mapping(self.tokenizer),
             "losses": to_mapping(self.losses),
+            "perceptual": to_mapping(self.perceptual),
+            "adversaries": [to_mapping(adversary) for adversary in self.adversaries],
+            "perturbation_share": self.perturbation_share,
             "stages": [to_mapping(stage) for stage in self.stages],
         }
 
@@ -128,9 +148,13 @@ def run(cfg: DictConfig) -> RunFolder:
         load_state(tokenizer, initial.state_dict(), Path(config.initial_weights))
     average = WeightAverage(tokenizer, training.average_decay)
     optimiser = build_optimiser(tokenizer, training.optimiser)
+    perceptual = PerceptualLoss(config.perceptual).to(device)
+    adversaries = Adversaries(config.adversaries, config.adversary_optimiser).to(device)
     position = Position(step=0, elapsed_seconds=0.0, settings=config.fixed)
     if config.resume and folder.checkpoint.exists():
-        position = load_training_state(folder.checkpoint, tokenizer, average.module, optimiser)
+        position = load_training_state(
+            folder.checkpoint, tokenizer, average.module, optimiser, others=adversaries.resumed
+        )
         refuse_other_settings(position.settings, config.fixed, folder.checkpoint)
     folder.forget_after(position.step)
 
@@ -142,7 +166,9 @@ def run(cfg: DictConfig) -> RunFolder:
 
     def save_checkpoint() -> None:
         now = Position(step=step, elapsed_seconds=clock.elapsed_seconds, settings=config.fixed)
-        save_training_state(folder.checkpoint, tokenizer, average.module, optimiser, now)
+        save_training_state(
+            folder.checkpoint, tokenizer, average.module, optimiser, now, others=adversaries.resumed
+        )
 
     with (
         Interruption() as interruption,
@@ -154,18 +180,26 @@ def run(cfg: DictConfig) -> RunFolder:
             stage = stages.stage(progress)
             draw = stages.draw(step, stage)
             batch = _to_batch(pool, draw.starts, draw.clip_frames, draw.resolution, device)
+            generator = torch.Generator().manual_seed(config.seed * 2**32 + step)
             with training.autocast:
-                output = tokenizer(batch)
-            terms = reconstruction_losses(output.reconstruction, batch, config.losses)
+                output = tokenizer(batch, _perturbation(tokenizer, config, generator))
+                rebuilt = output.reconstruction
+                verdicts = adversaries(batch, rebuilt, step, generator)
+                perceived = perceptual(rebuilt, batch, verdicts.features)
+            terms = reconstruction_losses(rebuilt, batch, config.losses) | perceived
+            whole = torch.stack(list(terms.values())).sum()
+            terms |= verdicts.tokenizer_terms(whole, tokenizer.last_layer(draw.clip_frames))
             terms["quantizer"] = output.quantizer_loss
             loss = torch.stack(list(terms.values())).sum()
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            opposed = adversaries.backward(verdicts)
+            loss.backward(inputs=list(tokenizer.parameters()))
             norm = torch.nn.utils.clip_grad_norm_(
                 tokenizer.parameters(), training.optimiser.gradient_clip
             )
-            refuse_non_finite({**terms, "gradient norm": norm}, step)
+            refuse_non_finite({**opposed, **terms, "gradient norm": norm}, step)
             optimiser.step()
+            adversaries.step(verdicts, progress)
             average.update(tokenizer, step)
             step += 1
             frames_seen += draw.num_frames
@@ -173,14 +207,14 @@ def run(cfg: DictConfig) -> RunFolder:
 
             if step % training.log_steps == 0:
                 with torch.no_grad():
-                    quality = float(psnr(output.reconstruction.clamp(-1, 1), batch).mean())
+                    quality = float(psnr(rebuilt.clamp(-1, 1), batch).mean())
                 speed = int(frames_seen / (time.monotonic() - last_log))
                 frames_seen, last_log = 0, time.monotonic()
                 usage = code_usage(output.ids, tokenizer.codebook_size)
-                losses = {f"loss_{name}": float(term.detach()) for name, term in terms.items()}
+                minimised = {f"loss_{name}": term for name, term in {**terms, **opposed}.items()}
                 figures = {
                     "loss": float(loss.detach()),
-                    **losses,
+                    **{name: float(term.detach()) for name, term in minimised.items()},
                     "gradient_norm": float(norm),
                     "learning_rate": rate,
                     "stage": stage,
@@ -331,6 +365,15 @@ def _there_and_back(
         ids = tokenizer.encode(frames)
         decoded = tokenizer.decode(ids)
     return ids, to_float(to_uint8(decoded))
+
+
+def _perturbation(
+    tokenizer: VisualTokenizer, config: RunConfig, generator: torch.Generator
+) -> Perturbation | None:
+    if config.perturbation_share == 0:
+        return None
+    quantizer = cast("Quantizer", tokenizer.get_submodule("quantizer"))
+    return lambda ids: perturb(ids, quantizer, config.perturbation_share, generator)
 
 
 def _batches(pool: ClipPool, clip_frames: int, config: RunConfig) -> Iterator[Tensor]:

@@ -6,17 +6,19 @@ import signal
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.training.recordings import write_recording
-from train import visual_tokenizer as train_script
 from train.visual_tokenizer import RunConfig, run
 from worldgen.checkpoint import load_tensors
 from worldgen.config import build, load_config
+from worldgen.data.video import write_video
 from worldgen.errors import CheckpointError, ConfigError, DataError
 from worldgen.tokenizers.visual import load_visual_tokenizer
-from worldgen.training import DivergedError, OptimiserConfig, RunFolder
+from worldgen.training import DivergedError, OptimiserConfig, RunFolder, learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,18 @@ JOINT = (
     "clip_batch_size:2,resolutions:[[16,16],[8,16]]}]",
 )
 """Three steps of images, then three of images and clips, in a network of a few hundred weights."""
+
+
+OPPOSED = (
+    "adversarial=image_and_video",
+    "adversaries=[{discriminator:{dimensions:2,base_width:2,num_halvings:1},"
+    "losses:{adaptive:true,lecam:0.1,zero_centred_penalty:1.0,penalty_period:2,start_step:1}},"
+    "{discriminator:{dimensions:3,base_width:2,num_halvings:1,input_noise:true},"
+    "losses:{feature_matching:0.1,unit_gradient_penalty:1.0}}]",
+    "adversary_optimiser.final_share=1.0",
+    "perturbation_share=0.3",
+)
+"""Two discriminators with all that their losses know, Gram matrices, and wrong codes."""
 
 
 def train(
@@ -139,28 +153,102 @@ def test_images_and_clips_of_two_recordings_train_one_tokenizer(
     assert (folder.path / "clips_0000006.png").exists()
 
 
+@pytest.mark.parametrize("changes", [(), OPPOSED], ids=["alone", "opposed"])
 def test_a_joint_training_interrupted_between_stages_goes_on_bit_for_bit(
-    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...]
 ) -> None:
-    whole = train(recording, tmp_path / "whole", experiment="omnitokenizer_small")
-    schedule = train_script.learning_rate
+    whole = train(recording, tmp_path / "whole", *changes, experiment="omnitokenizer_small")
 
     def learning_rate_and_control_c(config: OptimiserConfig, progress: float) -> float:
         # During the second of six steps; the first stage ends with the third.
         if progress == pytest.approx(1 / 6):
             os.kill(os.getpid(), signal.SIGINT)
-        return schedule(config, progress)
+        return learning_rate(config, progress)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_script, "learning_rate", learning_rate_and_control_c)
-        parts = train(recording, tmp_path / "parts", experiment="omnitokenizer_small")
+        patched.setattr("train.visual_tokenizer.learning_rate", learning_rate_and_control_c)
+        parts = train(recording, tmp_path / "parts", *changes, experiment="omnitokenizer_small")
     assert load_tensors(parts.checkpoint)[1]["step"] == 2
-    train(recording, tmp_path / "parts", experiment="omnitokenizer_small")
+    train(recording, tmp_path / "parts", *changes, experiment="omnitokenizer_small")
     expected, got = load_tensors(whole.checkpoint), load_tensors(parts.checkpoint)
     assert got[1]["step"] == 6
     assert expected[0].keys() == got[0].keys()
     for name, tensor in expected[0].items():
         assert torch.equal(tensor, got[0][name]), name
+    assert any(name.startswith("adversaries.") for name in expected[0]) == bool(changes)
+
+
+def test_discriminators_take_part_from_their_first_step_on(recording: Path, tmp_path: Path) -> None:
+    folder = train(recording, tmp_path, *OPPOSED, experiment="omnitokenizer_small")
+    lines = [line for line in folder.read_metrics() if "loss" in line]
+    judged = {"loss_image_discriminator", "loss_image_adversarial", "loss_image_lecam", "loss_gram"}
+    assert not judged & lines[0].keys()
+    for line in lines[1:]:
+        assert judged <= line.keys()
+    # Steps 1, 3 and 5 of a period of two; clips come in the second stage and are judged as such.
+    penalised = [line["step"] for line in lines if "loss_image_zero_centred_penalty" in line]
+    assert penalised == [2, 4, 6]
+    for line in lines:
+        of_clips = {"loss_video_adversarial", "loss_video_unit_gradient_penalty"} <= line.keys()
+        assert of_clips == ("batch_psnr_videos" in line)
+    assert any("batch_psnr_videos" in line for line in lines)
+
+
+def test_wrong_codes_in_training_change_what_the_decoder_learns(
+    recording: Path, tmp_path: Path
+) -> None:
+    right = train(recording, tmp_path / "right", "training.length.steps=1")
+    wrong = train(
+        recording, tmp_path / "wrong", "training.length.steps=1", "perturbation_share=0.5"
+    )
+    first, second = (load_tensors(folder.checkpoint)[0] for folder in (right, wrong))
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert any(name.startswith("module.decoder.") for name in changed)
+    with pytest.raises(ConfigError, match=r"perturbation_share must lie in \[0, 1\], got 1.5"):
+        train(recording, tmp_path / "refused", "perturbation_share=1.5")
+
+
+def test_a_discriminator_out_of_hand_stops_the_training_with_its_name(
+    recording: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DivergedError, match=r"'image_discriminator' is (nan|inf)"):
+        train(
+            recording,
+            tmp_path,
+            *OPPOSED,
+            "adversary_optimiser.learning_rate=1e30",
+            "adversary_optimiser.gradient_clip=1e30",
+            experiment="omnitokenizer_small",
+        )
+
+
+def test_a_folder_of_images_and_videos_trains_and_what_is_damaged_is_listed(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    media = tmp_path / "media"
+    (media / "more").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for number in range(20):
+        picture = random.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(media / f"{number:02d}.png")
+    video = random.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    write_video(media / "more" / "film.mp4", video, 10.0, lossless=True)
+    damaged = [media / "07.png", media / "more" / "torn.mp4"]
+    for path in damaged:
+        path.write_bytes(b"neither image nor video")
+    folder = train(
+        recording,
+        tmp_path / "run",
+        f"data.folders=[{media},{recording}]",
+        experiment="omnitokenizer_small",
+    )
+    skipped = json.loads((folder.path / "skipped.json").read_text())
+    assert sorted(skipped) == sorted(map(str, damaged))
+    assert "2 files cannot be read and are left out" in capsys.readouterr().out
+    figures = json.loads((folder.path / "summary.json").read_text())["figures"]
+    # Two of twenty pictures are held out for each split; the only good video is in all of them.
+    assert figures["test"]["media"]["images"]["frames"] == 2 + 12
+    assert figures["test"]["media"]["videos"]["frames"] == 10
 
 
 def test_a_training_can_start_from_another_tokenizer(recording: Path, tmp_path: Path) -> None:

@@ -110,6 +110,15 @@ class VisualTokenizer(nn.Module, ABC):
     ) -> Float[Tensor, "batch time 3 height width"]:
         """Return float32 frames in [-1, 1] of ids in [0, codebook_size)."""
 
+    def last_layer(self, num_frames: int) -> Tensor:
+        """Return the weight that writes the pixels of the last frame of a clip of that length.
+
+        Losses are weighed against each other by their gradients there.
+        """
+        del num_frames
+        decoder = self.get_submodule("decoder")
+        return [parameter for parameter in decoder.parameters() if parameter.ndim > 1][-1]
+
     def encoder_stream(self) -> EncoderStream:
         """Return a stream for one clip (or a batch of clips of equal length).
 
