@@ -283,6 +283,12 @@ class OmniTokenizer(VisualTokenizer):
         self._check_ids(ids)
         return self._decode_piece(ids, _States())
 
+    def last_layer(self, num_frames: int) -> Tensor:
+        """Return the weight that writes the pixels of the last frame of a clip of that length."""
+        decoder = self.decoder
+        layer = decoder.first_frame if num_frames == 1 else decoder.later_frames
+        return next(weight for weight in layer.parameters() if weight.ndim > 1)
+
     def encoder_stream(self) -> EncoderStream:
         """Return a stream that encodes a clip piece by piece, in memory that does not grow.
 
