@@ -82,7 +82,8 @@ class ClipPlan:
         # At the end of the video, or of what can be read of it, whole groups still count.
         beginning = int(position == 0)
         rest = len(held) - (len(held) - beginning) % group if held else 0
-        if rest > 0:
+        # One frame that is left over after the last clip is no clip.
+        if rest > int(start > 0 and position == 0):
             yield start, np.stack(held[:rest])
 
     @staticmethod

@@ -32,7 +32,7 @@ _LONGEST_WHOLE_CLIP = 33
 """Frames; longer clips go through a stream, piece by piece."""
 _BATCH_PIXELS = 2**20
 _LARGEST_BATCH = 16
-_SHOWN_FRAMES = 9
+_SHOWN_FRAMES = 7
 _SHOWN_IMAGES = 6
 _SHOWN_CLIPS = 2
 _SSIM_WINDOW = 11

@@ -76,16 +76,14 @@ class CodeCounts:
         }
 
     def _histogram(self, shares: Float[Tensor, " code"]) -> dict[str, Any]:
-        """Return mean shares of codes by rank, as many bars as a page can show."""
+        """Return shares of codes by rank, as many bars as a page can show."""
         per_bar = math.ceil(self._codebook_size / _HISTOGRAM_BARS)
         bars = math.ceil(self._codebook_size / per_bar)
-        filled = math.ceil(len(shares) / per_bar)
-        padded = torch.zeros(filled * per_bar, dtype=torch.float64)
-        padded[: len(shares)] = shares
-        sums = padded.view(filled, per_bar).sum(dim=1).tolist()
+        sums = torch.zeros(bars, dtype=torch.float64)
+        sums.index_add_(0, torch.arange(len(shares)) // per_bar, shares.double())
         return {
             "codes_per_bar": per_bar,
-            "share_of_tokens_by_rank": sums + [0.0] * (bars - filled),
+            "share_of_tokens_by_rank": sums.tolist(),
         }
 
 
