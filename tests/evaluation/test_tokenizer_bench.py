@@ -6,7 +6,12 @@ import pytest
 
 from worldgen.cli import main
 from worldgen.errors import ConfigError
-from worldgen.evaluation.tokenizer_bench import RELEASED_SIZES, TokenizerBench, bench_tokenizer
+from worldgen.evaluation.tokenizer_bench import (
+    RELEASED_SIZES,
+    TokenizerBench,
+    bench_tokenizer,
+    measure,
+)
 
 
 @pytest.mark.parametrize(
@@ -33,11 +38,21 @@ def test_plain_reading_takes_squares_of_whole_windows_only() -> None:
     assert not TokenizerBench(height=72, width=72).fits_plain
 
 
+SIZES = RELEASED_SIZES | {"embedding_dim": 16, "heads": 2, "dim_head": 8, "n_codes": 32}
+SMALL = TokenizerBench(frames=5, height=64, width=64, rounds=1)
+
+
+def test_plain_reading_and_library_in_upstreams_order_give_equal_ids() -> None:
+    plain, upstream = (measure(SMALL, SIZES, name) for name in ("plain", "upstream"))
+    assert len(plain["ids"]) == 2 * 8 * 8
+    assert plain["ids"] == upstream["ids"]
+    assert plain["encode_seconds"] > 0
+    assert plain["decode_seconds"] > 0
+
+
 @pytest.mark.slow
 def test_contenders_agree_and_are_compared() -> None:
-    sizes = RELEASED_SIZES | {"embedding_dim": 16, "heads": 2, "dim_head": 8, "n_codes": 32}
-    bench = TokenizerBench(frames=5, height=64, width=64, rounds=1)
-    result = bench_tokenizer(bench, sizes)
+    result = bench_tokenizer(SMALL, SIZES)
     assert result["ids_equal"] == 1.0
     for name in ("plain", "aligned", "upstream"):
         assert result[name]["seconds"] > 0

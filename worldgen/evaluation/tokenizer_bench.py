@@ -30,7 +30,7 @@ from worldgen.interop.omnitokenizer import (
 )
 from worldgen.tokenizers.visual import OmniTokenizer, OmniTokenizerConfig
 
-__all__ = ["RELEASED_SIZES", "TokenizerBench", "bench_tokenizer"]
+__all__ = ["RELEASED_SIZES", "TokenizerBench", "bench_tokenizer", "measure"]
 
 RELEASED_SIZES: dict[str, Any] = {
     "embedding_dim": 512,
@@ -106,7 +106,7 @@ def bench_tokenizer(bench: TokenizerBench, sizes: dict[str, Any] | None = None) 
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as processes:
         for _ in range(bench.rounds):
             for name in contenders:
-                run = processes.submit(_measure, bench, sizes or RELEASED_SIZES, name)
+                run = processes.submit(measure, bench, sizes or RELEASED_SIZES, name)
                 passes[name].append(run.result())
     result: dict[str, Any] = {
         "frames": bench.frames,
@@ -143,8 +143,8 @@ def _medians(bench: TokenizerBench, measured: list[dict[str, Any]]) -> dict[str,
 
 
 @torch.inference_mode()
-def _measure(bench: TokenizerBench, sizes: dict[str, Any], name: Contender) -> dict[str, Any]:
-    """Encode and decode one clip, in a process of its own."""
+def measure(bench: TokenizerBench, sizes: dict[str, Any], name: Contender) -> dict[str, Any]:
+    """Encode and decode one clip; figures of memory are those of the whole process."""
     torch.backends.cuda.matmul.allow_tf32 = False
     generator = torch.Generator().manual_seed(0)
     shape = (1, bench.frames, 3, bench.height, bench.width)
