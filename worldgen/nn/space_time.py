@@ -495,13 +495,13 @@ def _make_block(config: SpaceTimeConfig, letter: str) -> nn.Module:
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """Softmax attention; the queries carry the scale of the scores, `bias` is added to them."""
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
-    # On a CPU plain products are faster than the fused kernel at these short lengths.
-    scores = query @ key.transpose(-1, -2)
-    if bias is not None:
-        scores = scores + bias
-    return scores.softmax(dim=-1) @ value
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        # There the fused kernel does not use the bfloat16 units, see worldgen.nn.attention.
+        scores = query @ key.transpose(-1, -2)
+        if bias is not None:
+            scores = scores + bias
+        return scores.softmax(dim=-1) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
 
 
 def _grid_places(rows: int, columns: int) -> Int[Tensor, "token 2"]:
