@@ -371,7 +371,11 @@ $("about").addEventListener("click", (event) => event.target === $("about") && $
 
 /** For measurements: figures of the page, and the switches that they need. */
 window.worldgen = {
-  statistics: () => ({ ...game.statistics.summary(), world: game.drive?.world, pace: game.pace, running: game.running, frame: game.frame }),
+  statistics: () => ({
+    ...game.statistics.summary(),
+    world: game.drive?.world, pace: game.pace, running: game.running, frame: game.frame,
+    waiting: game.busy || game.asked !== null,
+  }),
   resetStatistics: () => game.statistics.reset(),
   setPace: (pace) => game.setPace(pace),
   play: () => game.play(),
