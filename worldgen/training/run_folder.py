@@ -63,6 +63,7 @@ class RunFolder:
         """Draw every metric over steps into `curves.png`."""
         # Matplotlib is slow to import and only wanted here; the object interface needs no display.
         from matplotlib.figure import Figure
+        from matplotlib.ticker import NullFormatter
 
         lines = self.read_metrics()
         names = sorted({name for line in lines for name in line} - {"step"})
@@ -78,11 +79,15 @@ class RunFolder:
             axes = figure.add_subplot(rows, columns, place)
             points = [(line["step"], line[name]) for line in lines if name in line]
             axes.plot(*zip(*points, strict=True), linewidth=1.0)
-            axes.set_title(name.replace("_", " "), fontsize=9)
+            # A fixed height, and few ticks: laying text out is nearly all that drawing takes.
+            axes.set_title(name.replace("_", " "), fontsize=9, y=1.0)
             axes.tick_params(which="both", labelsize=7)
+            axes.locator_params(nbins=4)
             axes.grid(alpha=0.3)
-            if min(value for _, value in points) > 0 and "loss" in name:
+            values = [value for _, value in points]
+            if "loss" in name and 0 < 10 * min(values) <= max(values):
                 axes.set_yscale("log")
+                axes.yaxis.set_minor_formatter(NullFormatter())
         write_atomically(self.path / "curves.png", lambda path: figure.savefig(path, dpi=100))
 
     def save_picture(self, name: str, picture: UInt8[np.ndarray, "height width 3"]) -> None:
