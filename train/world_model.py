@@ -13,15 +13,20 @@ import torch
 from omegaconf import DictConfig
 
 from train.package_world import StartsConfig, WorldConfig, package
-from worldgen.checkpoint import file_hash
+from worldgen.checkpoint import file_hash, load_state
 from worldgen.config import build, to_mapping
 from worldgen.data.episodes import Dataset
 from worldgen.data.token_cache import TokenCache, open_or_build_token_cache
-from worldgen.errors import DataError, WorldgenError
+from worldgen.errors import CheckpointError, DataError, WorldgenError
 from worldgen.evaluation.film_strip import film_strip
 from worldgen.evaluation.rollout import Roller
 from worldgen.generation import SamplingConfig, make_decoder
-from worldgen.models import InterleavedConfig, InterleavedTransformer, save_world_model
+from worldgen.models import (
+    InterleavedConfig,
+    InterleavedTransformer,
+    load_world_model,
+    save_world_model,
+)
 from worldgen.nn.image_quality import psnr
 from worldgen.records import to_float
 from worldgen.schedule import make_schedule
@@ -83,6 +88,8 @@ class RunConfig:
     seed: int
     tokenizer_file: str
     """File of the trained visual tokenizer."""
+    initial_weights: str | None
+    """File of another world model of the same sizes to start from, None: random weights."""
     data: DataConfig
     model: dict[str, Any]
     """Sizes of `InterleavedConfig`; grid, codebook and actions follow from tokenizer and data."""
@@ -114,7 +121,8 @@ def run(cfg: DictConfig) -> RunFolder:
 
     Raises:
         ConfigError: If the configuration is wrong, or differs from that of the run to resume.
-        CheckpointError: If the tokenizer is missing or damaged.
+        CheckpointError: If the tokenizer is missing or damaged, or the initial weights are of
+            another size.
         DataError: If the recording is missing or empty.
         DivergedError: If a loss or a gradient stops being finite.
     """
@@ -145,6 +153,8 @@ def run(cfg: DictConfig) -> RunFolder:
     order = DataOrder(starts.astype(float), batch_size=training.batch_size, seed=config.seed)
 
     model = InterleavedTransformer(_model_config(config, visual_tokenizer, action_tokenizer))
+    if config.initial_weights is not None:
+        _start_from(model, Path(config.initial_weights))
     model = model.to(device)
     average = WeightAverage(model, training.average_decay)
     optimiser = build_optimiser(model, training.optimiser)
@@ -266,6 +276,23 @@ def _model_config(
         "action_vocabulary_size": action_tokenizer.vocabulary_size,
     }
     return build(InterleavedConfig, config.model | derived)
+
+
+def _start_from(model: InterleavedTransformer, path: Path) -> None:
+    initial, _ = load_world_model(path)
+    try:
+        load_state(model, initial.state_dict(), path)
+    except CheckpointError as error:
+        wanted, given = to_mapping(model.config), to_mapping(initial.config)
+        different = [
+            f"{name} {given[name]} instead of {wanted[name]}"
+            for name in wanted
+            if given[name] != wanted[name]
+        ]
+        raise CheckpointError(
+            f"initial_weights={path} are of another size than the model to train: "
+            f"{', '.join(different)}; give a model of the same sizes, or null for random weights"
+        ) from error
 
 
 def _validate(

@@ -15,6 +15,7 @@ from worldgen.config import build, load_config
 from worldgen.data.episodes import Dataset
 from worldgen.data.token_cache import open_or_build_token_cache, open_token_cache
 from worldgen.errors import CheckpointError, ConfigError, DataError
+from worldgen.models import load_world_model
 from worldgen.pipeline import load
 from worldgen.tokenizers.quantizers import FSQConfig
 from worldgen.tokenizers.visual import (
@@ -108,6 +109,21 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
     assert expected.keys() == got.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, got[name]), name
+
+
+def test_a_training_can_start_from_another_world_model(
+    recording: Path, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    first = train(recording, tokenizer_file, tmp_path / "first")
+    file = first.path / "model.safetensors"
+    again = [f"initial_weights={file}", "training.length.steps=1"]
+    still = "training.optimiser.learning_rate=1e-12"
+    second = train(recording, tokenizer_file, tmp_path / "second", *again, still)
+    before, after = (load_world_model(run.path / "model.safetensors")[0] for run in (first, second))
+    for name, tensor in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], tensor)
+    with pytest.raises(CheckpointError, match="width 32 instead of 64"):
+        train(recording, tokenizer_file, tmp_path / "third", *again, "model.width=64")
 
 
 def test_numbers_out_of_hand_keep_the_last_checkpoint(
