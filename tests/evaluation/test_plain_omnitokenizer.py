@@ -101,8 +101,8 @@ def test_library_agrees_with_plain_reading(
     plain = PlainOmniTokenizer(weights, arguments, mode=mode, attention=path)
     generator = torch.Generator().manual_seed(3)
     q = arguments["temporal_patch_size"]
-    for clips, frames in ((2, 1), (1, 1 + 3 * q)):
-        clip = torch.rand(clips, frames, 3, 32, 32, generator=generator) * 2 - 1
+    for clips, frames, width in ((2, 1, 32), (1, 1 + 3 * q, 32), (1, 1 + q, 64)):
+        clip = torch.rand(clips, frames, 3, 32, width, generator=generator) * 2 - 1
         video = rearrange(clip, "b t rgb h w -> b rgb t h w") / 2
         latents = network.encoder(clip)
         assert_close(rearrange(latents, "b t r c width -> b width t r c"), plain.latents(video))
