@@ -17,6 +17,7 @@ from worldgen.interop.omnitokenizer import (
     import_omnitokenizer,
     omnitokenizer_arguments,
     omnitokenizer_config,
+    upstream_name,
     upstream_state,
 )
 from worldgen.tokenizers.visual import OmniAutoencoder, OmniAutoencoderConfig, OmniTokenizer
@@ -114,6 +115,35 @@ def test_library_agrees_with_plain_reading(
             ids = torch.randint(0, 20, latents.shape[:-1], generator=generator)
             decoded = rearrange(network.decode(ids), "b t rgb h w -> b rgb t h w")
             assert_close(decoded, (2 * plain.decode(ids)).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("path", ["sdpa", "einsum_bias"])
+@pytest.mark.parametrize("sizes", [SIZES[3], SIZES[6], SIZES[10]], ids=["rel", "pooled", "window"])
+def test_gradients_agree_with_those_of_the_plain_reading(
+    sizes: dict[str, Any], path: AttentionPath
+) -> None:
+    arguments, _ = omnitokenizer_arguments(DEFAULTS | sizes, Path("here"))
+    weights = random_weights(arguments, path)
+    network = import_omnitokenizer(weights, arguments, Path("here"), attention=path).network
+    network.requires_grad_(True)
+    for tensor in weights.values():
+        tensor.requires_grad_(tensor.is_floating_point())
+    plain = PlainOmniTokenizer(weights, arguments, attention=path)
+    generator = torch.Generator().manual_seed(4)
+    clip = torch.rand(1, 1 + 2 * arguments["temporal_patch_size"], 3, 32, 32, generator=generator)
+    latents = plain.latents(rearrange(clip, "b t rgb h w -> b rgb t h w") / 2)
+    wanted = torch.randn(latents.shape, generator=generator)
+    codes = wanted[:, :4]
+    ((latents - wanted).square().mean() + plain.frames(codes).square().mean()).backward()
+    ours = network.encoder(clip)
+    rebuilt = network.decoder(rearrange(codes, "b width t r c -> b t r c width")) / 2
+    ours_wanted = rearrange(wanted, "b width t r c -> b t r c width")
+    ((ours - ours_wanted).square().mean() + rebuilt.square().mean()).backward()
+    for name, parameter in network.named_parameters():
+        theirs = weights[str(upstream_name(name, network.config))].grad
+        assert parameter.grad is not None
+        assert theirs is not None
+        assert_close(parameter.grad, theirs)
 
 
 def random_weights(arguments: dict[str, Any], path: AttentionPath) -> dict[str, Tensor]:
