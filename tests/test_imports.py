@@ -48,10 +48,11 @@ def test_loading_names_and_networks_brings_neither_hydra_nor_gymnasium_nor_a_web
     assert _python(code).strip() == "[]"
 
 
-def test_importing_worldgen_takes_less_than_a_second_beyond_torch() -> None:
+def test_importing_worldgen_takes_far_less_than_torch_itself() -> None:
+    # Processor time beside processor time: neither a slow machine nor a busy one changes the ratio.
+    # Of three, because the first may have to compile the modules.
     code = (
-        "import time, torch, torch.nn; start = time.perf_counter(); import worldgen; worldgen.load;"
-        "print(time.perf_counter() - start)"
+        "from time import process_time as now; begin = now(); import torch, torch.nn; torch_is_there = now();"
+        "import worldgen; worldgen.load; print((now() - torch_is_there) / (torch_is_there - begin))"
     )
-    # The quickest of three: a busy machine may slow down any one of them.
-    assert min(float(_python(code)) for _ in range(3)) < 1.0
+    assert min(float(_python(code)) for _ in range(3)) < 0.5

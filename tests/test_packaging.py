@@ -2,13 +2,11 @@
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import sysconfig
 import time
 import tomllib
-import urllib.error
 import urllib.request
 import venv
 import zipfile
@@ -24,6 +22,8 @@ from tests.factories import tiny_world
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_WORLD_BYTES = 25_000_000
+PATIENCE = 180.0
+"""Seconds until a test gives up waiting."""
 PINS = dict(
     line.strip().split("==")
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -141,7 +141,7 @@ def test_the_wheel_alone_generates_frames_and_serves_the_page(
     )
     assert re.fullmatch(r"\(\d+, \d+, 3\) uint8\s*", _run_python(installed, tmp_path, code))
     with _playing(installed, tmp_path, world) as url:
-        assert b"<canvas" in urllib.request.urlopen(url, timeout=10).read()
+        assert b"<canvas" in urllib.request.urlopen(url, timeout=PATIENCE).read()
 
 
 def _run_python(programs: Path, folder: Path, code: str) -> str:
@@ -160,31 +160,23 @@ def _run_python(programs: Path, folder: Path, code: str) -> str:
 @contextmanager
 def _playing(programs: Path, folder: Path, world: str) -> Iterator[str]:
     """Run `worldgen play` of the environment and give the page's address once it answers."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    command = [str(programs / "worldgen"), "play", "--world", world, "--no-browser"]
+    command = [str(programs / "worldgen"), "play", "--world", world, "--no-browser", "--port", "0"]
     log = folder / "play.txt"
     with log.open("w", encoding="utf-8") as output:
         server = subprocess.Popen(
-            [*command, "--port", str(port)],
-            cwd=folder,
-            env=_environment(),
-            stdout=output,
-            stderr=subprocess.STDOUT,
+            command, cwd=folder, env=_environment(), stdout=output, stderr=subprocess.STDOUT
         )
-    url = f"http://127.0.0.1:{port}/"
     try:
-        for _ in range(300):
+        deadline = time.monotonic() + PATIENCE
+        # The port takes connections from the moment its number is printed.
+        while not (address := re.search(r"http://\S+", log.read_text(encoding="utf-8"))):
             assert server.poll() is None, log.read_text(encoding="utf-8")
-            try:
-                urllib.request.urlopen(url, timeout=10)
-                break
-            except urllib.error.URLError:
-                time.sleep(0.2)
-        yield url
+            assert time.monotonic() < deadline, "no address is printed"
+            time.sleep(0.1)
+        yield address[0]
     finally:
         server.terminate()
-        server.wait(timeout=20)
+        server.wait(timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("line", LINES)

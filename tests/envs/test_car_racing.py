@@ -56,7 +56,7 @@ def test_seed_and_actions_give_the_same_frames_after_other_episodes() -> None:
 def test_seed_and_actions_give_the_same_frames_in_another_process() -> None:
     code = "from tests.envs.test_car_racing import _digest; print(_digest(3))"
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=500
     )
     assert result.stdout.strip() == _digest(3)
 

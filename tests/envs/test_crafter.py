@@ -51,7 +51,7 @@ def test_seed_and_actions_give_the_same_frames_in_any_process() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=500,
         env={**os.environ, "PYTHONHASHSEED": "1"},
     )
     assert result.stdout.strip() == _digest(3)

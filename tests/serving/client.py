@@ -10,13 +10,19 @@ from websockets.sync.client import connect
 
 from worldgen.serving.protocol import Kind, Picture, Step, pack_step, unpack_picture
 
+PATIENCE = 120.0
+"""Seconds until a test gives up waiting; only a server that hangs takes so long."""
+
 
 class Client:
     """Connects, and keeps every message until a test asks for it."""
 
     def __init__(self, url: str, **options: Any) -> None:
         # Threads of a test hand sockets around; the block form of `connect` does not suit that.
-        self.socket = connect(url.replace("http", "ws") + "play", legacy=True, **options)
+        patience: dict[str, Any] = {"open_timeout": PATIENCE, "ping_timeout": PATIENCE}
+        self.socket = connect(
+            url.replace("http", "ws") + "play", legacy=True, **(patience | options)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -49,14 +55,14 @@ class Client:
         """Read until the server closes the socket; return its code, None if none came."""
         try:
             while True:
-                self.socket.recv(timeout=10)
+                self.socket.recv(timeout=PATIENCE)
         except ConnectionClosed as closed:
             return closed.rcvd.code if closed.rcvd is not None else None
 
     def notice(self, name: str) -> dict[str, Any]:
         """Read up to the next notice of that name."""
         while True:
-            message = self.socket.recv(timeout=20)
+            message = self.socket.recv(timeout=PATIENCE)
             if isinstance(message, str):
                 notice: dict[str, Any] = json.loads(message)
                 if notice["say"] == name:
@@ -66,7 +72,7 @@ class Client:
     def binary(self, kind: Kind) -> bytes:
         """Read up to the next binary message of that kind."""
         while True:
-            message = self.socket.recv(timeout=20)
+            message = self.socket.recv(timeout=PATIENCE)
             if isinstance(message, bytes) and message[0] == kind:
                 return message
 

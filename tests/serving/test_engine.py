@@ -3,12 +3,11 @@
 import asyncio
 import logging
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.serving.client import Client
+from tests.serving.client import PATIENCE, Client
 from worldgen.errors import SessionLimitError, WorldgenError
 from worldgen.generation.session import Session
 from worldgen.serving import running_server
@@ -23,25 +22,28 @@ def engine(world_folder: Path) -> Engine:
 def test_jobs_run_in_turn_in_one_thread_while_the_loop_stays_alive(engine: Engine) -> None:
     order: list[str] = []
     threads: set[str] = set()
+    turns = threading.Semaphore(0)
 
-    def job(name: str) -> None:
+    def job(name: str) -> bool:
         threads.add(threading.current_thread().name)
         order.append(name)
-        time.sleep(0.02)
+        # Turns from before this job do not count.
+        while turns.acquire(blocking=False):
+            pass
+        return turns.acquire(timeout=PATIENCE)
 
-    async def visitor(name: str) -> None:
-        for _ in range(3):
-            await engine.run(lambda: job(name))
+    async def visitor(name: str) -> list[bool]:
+        return [await engine.run(lambda: job(name)) for _ in range(3)]
 
-    async def both() -> int:
+    async def both() -> list[list[bool]]:
         tasks = asyncio.gather(visitor("a"), visitor("b"))
-        turns = 0
         while not tasks.done():
             await asyncio.sleep(0.001)
-            turns += 1
-        return turns
+            turns.release()
+        return await tasks
 
-    assert asyncio.run(both()) > 10
+    # Every job saw the loop go round while it ran.
+    assert asyncio.run(both()) == [[True] * 3] * 2
     assert order == ["a", "b"] * 3
     assert len(threads) == 1
 

@@ -1,6 +1,7 @@
 """The server as a process of its own: what a user sees in the terminal."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,32 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.client import Client
+from tests.serving.client import PATIENCE, Client
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = "import sys; from worldgen.serving import serve; "
-CODE += "serve([sys.argv[1]], port=int(sys.argv[2]), open_browser=False)"
+CODE += "serve([sys.argv[1]], port=0, open_browser=False)"
 
 
 @pytest.fixture
-def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        number: int = free.getsockname()[1]
-        return number
-
-
-@pytest.fixture
-def server(world_folder: Path, port: int) -> Iterator["subprocess.Popen[str]"]:
+def server(world_folder: Path) -> Iterator["subprocess.Popen[str]"]:
     process = subprocess.Popen(
-        [sys.executable, "-c", CODE, str(world_folder), str(port)],
+        [sys.executable, "-c", CODE, str(world_folder)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        assert process.stderr is not None
-        assert f"playing {world_folder} at http://127.0.0.1:{port}/" in process.stderr.readline()
         yield process
     finally:
         process.kill()
@@ -44,9 +36,15 @@ def server(world_folder: Path, port: int) -> Iterator["subprocess.Popen[str]"]:
 
 @pytest.mark.slow
 def test_the_terminal_shows_lines_and_never_a_traceback(
-    server: "subprocess.Popen[str]", port: int
+    server: "subprocess.Popen[str]", world_folder: Path
 ) -> None:
-    url = f"http://127.0.0.1:{port}/"
+    assert server.stderr is not None
+    line = server.stderr.readline()
+    address = re.search(
+        rf"playing {re.escape(str(world_folder))} at (http://127.0.0.1:(\d+)/) ", line
+    )
+    assert address, line
+    url, port = address[1], int(address[2])
     with Client(url) as client:
         client.open()
         client.step(1, 0)
@@ -59,13 +57,13 @@ def test_the_terminal_shows_lines_and_never_a_traceback(
         assert client.close_code() == 1007
     with socket.create_connection(("127.0.0.1", port)) as raw:
         raw.sendall(os.urandom(200) + b"\r\n\r\n")
-        raw.settimeout(5)
+        raw.settimeout(PATIENCE)
         assert b"400" in raw.recv(100)
     with Client(url) as client:
         client.open()
         server.send_signal(signal.SIGINT)
         assert client.close_code() in {1001, 1012}
-    _, text = server.communicate(timeout=20)
+    _, text = server.communicate(timeout=PATIENCE)
     assert server.returncode == 0
     assert "Traceback" not in text
     assert "visitor 1 left after 1 frames" in text

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.factories import tiny_world
+from tests.serving.client import PATIENCE
 from worldgen.pipeline import EnvironmentCard, load
 from worldgen.real_environment import RealEnvironment
 from worldgen.serving.player import Player
@@ -42,7 +43,7 @@ class Watched:
 
     def frame(self, index: int) -> RealityFrame:
         while True:
-            event = self.events.get(timeout=10)
+            event = self.events.get(timeout=PATIENCE)
             current = event.version == self.reality.version
             if current and isinstance(event, RealityFrame) and event.index == index:
                 return event
@@ -95,7 +96,7 @@ def test_catching_up_tells_the_difference_of_every_frame_at_hand(watched: Watche
         watched.step(action)
     watched.frame(4)
     watched.restart()
-    while not isinstance(event := watched.events.get(timeout=10), RealityDifferences):
+    while not isinstance(event := watched.events.get(timeout=PATIENCE), RealityDifferences):
         pass
     assert event.first == 0
     assert len(event.values) == 5
@@ -119,7 +120,7 @@ def test_a_missing_environment_is_said_with_its_reason(
 ) -> None:
     world = load(tiny_world(tmp_path / "world", environment=card))
     watched = Watched(Player.open(world, seed=0, start=0, decoder=None))
-    event = watched.events.get(timeout=10)
+    event = watched.events.get(timeout=PATIENCE)
     assert isinstance(event, RealityState)
     assert event.state == "missing"
     assert reason in event.reason
@@ -141,7 +142,7 @@ def test_after_the_end_of_its_episode_reality_stands_still_and_is_not_compared(
     assert np.array_equal(after.frame, last.frame)
     assert np.isnan(after.difference)
     watched.restart()
-    while not isinstance(event := watched.events.get(timeout=10), RealityDifferences):
+    while not isinstance(event := watched.events.get(timeout=PATIENCE), RealityDifferences):
         pass
     assert np.isfinite(event.values).tolist() == [True, True, False, False, False]
 
@@ -155,7 +156,9 @@ def test_an_environment_that_fails_ends_reality_until_the_next_restart(tmp_path:
     watched.step(ACTIONS[0])
     watched.frame(1)
     watched.step(ACTIONS[1])
-    while not (isinstance(event := watched.events.get(timeout=10), RealityState) and event.reason):
+    while not (
+        isinstance(event := watched.events.get(timeout=PATIENCE), RealityState) and event.reason
+    ):
         pass
     assert event.reason == "the real environment failed (RuntimeError: the toy broke)"
     watched.step(ACTIONS[2])

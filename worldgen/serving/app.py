@@ -150,7 +150,7 @@ def running_server(
             yield _url("127.0.0.1", listener)
         finally:
             server.should_exit = True
-            thread.join(timeout=10)
+            thread.join(timeout=60)
 
 
 def _listen(host: str, port: int) -> socket.socket:
