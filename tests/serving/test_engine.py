@@ -40,7 +40,7 @@ def test_jobs_run_in_turn_in_one_thread_while_the_loop_stays_alive(engine: Engin
         while not tasks.done():
             await asyncio.sleep(0.001)
             turns.release()
-        return await tasks
+        return list(await tasks)
 
     # Every job saw the loop go round while it ran.
     assert asyncio.run(both()) == [[True] * 3] * 2
