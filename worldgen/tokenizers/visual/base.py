@@ -154,6 +154,10 @@ class VisualTokenizer(nn.Module, ABC):
         """Return how many frames that many grids of ids stand for, the first of them for one."""
         return 1 + (num_latents - 1) * self.frames_per_latent
 
+    def longest_clip(self, num_frames: int) -> int:
+        """Return the largest number of frames that can be a clip, `num_frames` at most."""
+        return self.num_frames(1 + (num_frames - 1) // self.frames_per_latent)
+
     def encode_clips(
         self, clips: Sequence[Float[Tensor, "time 3 height width"]]
     ) -> list[Int[Tensor, "latent row column"]]:
@@ -175,6 +179,14 @@ class VisualTokenizer(nn.Module, ABC):
         ]
         ids = self.encode(torch.stack(filled)) if filled else []
         return [own[:length] for own, length in zip(ids, lengths, strict=True)]
+
+    def begin_clips(self) -> None:
+        """Start what only clips use from what images have taught; call it once, before clips."""
+
+    @property
+    def single_frames(self) -> bool:
+        """Whether every grid stands for one frame, whatever came before it in the clip."""
+        return True
 
     @property
     def causal(self) -> bool:

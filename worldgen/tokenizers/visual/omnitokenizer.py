@@ -234,6 +234,11 @@ class OmniTokenizer(VisualTokenizer):
         self.frames_per_latent = config.frames_per_latent
 
     @property
+    def single_frames(self) -> bool:
+        """Whether every grid stands for one frame: never, grids know those before them."""
+        return False
+
+    @property
     def causal(self) -> bool:
         """Whether no id and no frame depends on anything later."""
         return self.config.streams
@@ -306,6 +311,20 @@ class OmniTokenizer(VisualTokenizer):
         """
         self._check_streams()
         return _Stream(self._check_ids, self._decode_piece, 1)
+
+    @torch.no_grad()
+    def begin_clips(self) -> None:
+        """Start the patches of later frames from those of first frames.
+
+        A clip that stands still then has the same embedding at every step, that of its first
+        frame, and decodes to one frame repeated, if the stacks see no difference either.
+
+        Source: inflation of image weights, Carreira and Zisserman 2017 (arXiv:1705.07750),
+            section 2.3; released OmniTokenizers were trained with another order of the weights.
+        """
+        times = self.config.pixel_frames
+        _inflate(self.encoder.later_frames, self.encoder.first_frame, times, reads=True)
+        _inflate(self.decoder.later_frames, self.decoder.first_frame, times, reads=False)
 
     @torch.no_grad()
     def _encode_piece(self, frames: Tensor, states: "_States") -> Tensor:
@@ -515,3 +534,18 @@ def _to_vectors(latents: Tensor) -> Tensor:
 
 def _from_vectors(codes: Tensor, batch: int) -> Tensor:
     return rearrange(codes, "(b t) width r c -> b t r c width", b=batch)
+
+
+def _inflate(clips: nn.Module, images: nn.Module, times: int, *, reads: bool) -> None:
+    """Copy the weights of `images` to each of the frames that a patch of `clips` holds."""
+    for (name, own), other in zip(
+        clips.state_dict().items(), images.state_dict().values(), strict=True
+    ):
+        axes = [axis for axis in range(own.ndim) if own.shape[axis] != other.shape[axis]]
+        for axis in axes:
+            spread = repeat(
+                other.movedim(axis, -1), "... (rgb yx) -> ... (rgb times yx)", rgb=3, times=times
+            )
+            # What reads all frames of a patch adds them up.
+            other = spread.movedim(-1, axis) / (times if reads and name == "linear.weight" else 1)
+        own.copy_(other)
