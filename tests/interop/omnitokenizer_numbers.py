@@ -221,7 +221,8 @@ def step(case: Case, path: AttentionPath, name: str, clip: Tensor) -> dict[str, 
         weight = arguments[f"{kind}_gan_weight"]
         if kind not in judged:
             numbers |= {f"d.d_{kind}_loss": zero, f"d.logits_{kind}_real": zero}
-            numbers |= {f"d.logits_{kind}_fake": zero}
+            numbers |= {f"d.logits_{kind}_fake": zero, f"g.g_{kind}_loss": zero}
+            numbers |= {f"g.{kind}_gan_feat_loss": zero}
             continue
         _, real, fake = judged[kind]
         own = generator_loss(fake.logits)
@@ -278,7 +279,7 @@ def step(case: Case, path: AttentionPath, name: str, clip: Tensor) -> dict[str, 
     judging = torch.autograd.grad(started * adversaries, weights)
     numbers["d.grad_norm"] = torch.stack([gradient.norm() for gradient in judging]).norm()
 
-    dimensions: Literal[2, 3] = 2 if clip.shape[1] == 1 else 3
+    dimensions: Literal[2, 3] = 2 if outputs[f"{name}.disc_eval.logits"].ndim == 4 else 3
     with torch.no_grad():
         calm = discriminator(case, dimensions).eval()(clip / _RANGE)
     numbers["disc_eval.logits"] = calm.logits
