@@ -109,11 +109,21 @@ class RunConfig:
             "data": to_mapping(self.data),
             "tokenizer": to_mapping(self.tokenizer),
             "losses": to_mapping(self.losses),
-            "perceptual": to_mapping(self.perceptual),
-            "adversaries": [to_mapping(adversary) for adversary in self.adversaries],
-            "perturbation_share": self.perturbation_share,
             "stages": [to_mapping(stage) for stage in self.stages],
+            **self._switched_on,
         }
+
+    @property
+    def _switched_on(self) -> dict[str, Any]:
+        """Terms beside the usual ones; what is off is left out, as in a run older than the term."""
+        terms: dict[str, Any] = {}
+        if max(self.perceptual.gram, self.perceptual.encoder, self.perceptual.lpips) > 0:
+            terms["perceptual"] = to_mapping(self.perceptual)
+        if self.adversaries:
+            terms["adversaries"] = [to_mapping(adversary) for adversary in self.adversaries]
+        if self.perturbation_share > 0:
+            terms["perturbation_share"] = self.perturbation_share
+        return terms
 
 
 def run(cfg: DictConfig) -> RunFolder:

@@ -48,6 +48,8 @@ JOINT = (
 """Three steps of images, then three of images and clips, in a network of a few hundred weights."""
 
 
+EVERY_STEP = "training.log_steps=1"
+
 OPPOSED = (
     "adversarial=image_and_video",
     "adversaries=[{discriminator:{dimensions:2,base_width:2,num_halvings:1},"
@@ -73,7 +75,8 @@ def train(
         "training.batch_size=2",
         "training.length.max_minutes=null",
         "training.length.steps=4",
-        "training.log_steps=1",
+        # Curves of every figure would take most of the time.
+        "training.log_steps=1000",
         "training.mixed_precision=false",
         # A constant rate, so that a longer training begins like a shorter one.
         "training.optimiser.warmup_share=0.0",
@@ -92,7 +95,7 @@ def train(
 def test_a_training_leaves_tokenizer_summary_curves_and_pictures(
     recording: Path, tmp_path: Path, experiment: str
 ) -> None:
-    folder = train(recording, tmp_path / "run", experiment=experiment)
+    folder = train(recording, tmp_path / "run", EVERY_STEP, experiment=experiment)
     tokenizer = load_visual_tokenizer(folder.path / "tokenizer.safetensors")
     assert (tokenizer.rows, tokenizer.columns) == (2, 2)
     figures = json.loads((folder.path / "summary.json").read_text())["figures"]
@@ -129,6 +132,7 @@ def test_images_and_clips_of_two_recordings_train_one_tokenizer(
         recording,
         tmp_path / "run",
         f"data.folders=[{recording},{other}]",
+        EVERY_STEP,
         experiment="omnitokenizer_small",
     )
     lines = folder.read_metrics()
@@ -153,7 +157,10 @@ def test_images_and_clips_of_two_recordings_train_one_tokenizer(
     assert (folder.path / "clips_0000006.png").exists()
 
 
-@pytest.mark.parametrize("changes", [(), OPPOSED], ids=["alone", "opposed"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param((), id="alone", marks=pytest.mark.slow), pytest.param(OPPOSED, id="opposed")],
+)
 def test_a_joint_training_interrupted_between_stages_goes_on_bit_for_bit(
     recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: tuple[str, ...]
 ) -> None:
@@ -179,7 +186,7 @@ def test_a_joint_training_interrupted_between_stages_goes_on_bit_for_bit(
 
 
 def test_discriminators_take_part_from_their_first_step_on(recording: Path, tmp_path: Path) -> None:
-    folder = train(recording, tmp_path, *OPPOSED, experiment="omnitokenizer_small")
+    folder = train(recording, tmp_path, *OPPOSED, EVERY_STEP, experiment="omnitokenizer_small")
     lines = [line for line in folder.read_metrics() if "loss" in line]
     judged = {"loss_image_discriminator", "loss_image_adversarial", "loss_image_lecam", "loss_gram"}
     assert not judged & lines[0].keys()
@@ -303,7 +310,7 @@ def test_control_c_keeps_the_work_and_the_same_command_goes_on(
     thread = threading.Thread(target=interrupt_after_two_lines)
     thread.start()
     try:
-        train(recording, tmp_path, "training.length.steps=10000000")
+        train(recording, tmp_path, "training.length.steps=10000000", EVERY_STEP)
     finally:
         over.set()
         thread.join()
@@ -328,6 +335,9 @@ def test_other_settings_are_not_mixed_into_a_run(recording: Path, tmp_path: Path
     train(recording, tmp_path)
     with pytest.raises(ConfigError, match="made with other settings of losses; resume=false"):
         train(recording, tmp_path, "losses.worst=0.0")
+    train(recording, tmp_path / "wrong_codes", "perturbation_share=0.1")
+    with pytest.raises(ConfigError, match="other settings of perturbation_share"):
+        train(recording, tmp_path / "wrong_codes")
     folder = train(recording, tmp_path, "losses.worst=0.0", "resume=false")
     assert load_tensors(folder.checkpoint)[1]["step"] == 4
 

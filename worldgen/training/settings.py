@@ -84,7 +84,8 @@ def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], checkpoin
     """
     # Through JSON, since that is how the settings before have come: tuples are lists there.
     plain = json.loads(json.dumps(now))
-    different = [name for name in plain if before.get(name) != plain[name]]
+    names = [*plain, *(name for name in before if name not in plain)]
+    different = [name for name in names if before.get(name) != plain.get(name)]
     if different:
         raise ConfigError(
             f"{checkpoint} was made with other settings of {', '.join(different)}; "
