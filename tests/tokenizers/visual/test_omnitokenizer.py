@@ -456,6 +456,23 @@ def test_autoencoder_knows_no_future() -> None:
     torch.testing.assert_close(network.decode(latents)[:, :3], network.decode(latents[:, :2]))
 
 
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ((clip(3) * 255).byte(), "must be float"),
+        (clip(3) * 2, r"lie in \[-1, 1\]"),
+        (clip(2), r"1 \+ k x 2 frames, got 2"),
+        (clip(3, width=42), "24 x 42 pixels do not divide into squares of 4"),
+    ],
+)
+def test_autoencoder_refuses_what_it_cannot_take(frames: Tensor, message: str) -> None:
+    network = make_autoencoder()
+    with pytest.raises(ConfigError, match=message):
+        network.encode(frames)
+    with pytest.raises(ConfigError, match=r"row, column, 5\], got \[1, 1, 6, 10, 4\]"):
+        network.decode(torch.zeros(1, 1, 6, 10, 4))
+
+
 def test_saved_autoencoder_gives_the_same(tmp_path: Path) -> None:
     network, path = make_autoencoder(), tmp_path / "autoencoder.safetensors"
     save_autoencoder(path, network, {"note": 1})

@@ -177,7 +177,7 @@ class VisualTokenizer(nn.Module, ABC):
             torch.cat((clip, repeat(clip[-1], "... -> t ...", t=longest - len(clip))))
             for clip in clips
         ]
-        ids = self.encode(torch.stack(filled)) if filled else []
+        ids: Tensor | list[Tensor] = self.encode(torch.stack(filled)) if filled else []
         return [own[:length] for own, length in zip(ids, lengths, strict=True)]
 
     def begin_clips(self) -> None:
@@ -193,7 +193,8 @@ class VisualTokenizer(nn.Module, ABC):
         """Whether no id and no frame depends on anything later."""
         return True
 
-    def check_frames(self, frames: Tensor) -> None:
+    @staticmethod
+    def check_frames(frames: Tensor) -> None:
         """Refuse what `encode` could only turn into nonsense.
 
         Raises:

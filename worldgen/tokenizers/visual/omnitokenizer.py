@@ -341,12 +341,7 @@ class OmniTokenizer(VisualTokenizer):
 
     def _check(self, frames: Tensor) -> None:
         self.check_frames(frames)
-        size = self.config.reduction
-        if frames.shape[-2] % size or frames.shape[-1] % size:
-            raise ConfigError(
-                f"frames of {frames.shape[-2]} x {frames.shape[-1]} pixels do not divide into "
-                f"squares of {size}; crop or resize them"
-            )
+        _check_size(frames, self.config)
 
     def _check_ids(self, ids: Tensor) -> None:
         if ids.ndim != 4 or ids.dtype.is_floating_point:
@@ -411,14 +406,34 @@ class OmniAutoencoder(nn.Module):
         self.decoder = Decoder(config, config.latent_width)
 
     def encode(self, frames: Float[Tensor, "batch time 3 height width"]) -> GaussianLatents:
-        """Return the latents of frames in [-1, 1]; their `mean` is the deterministic choice."""
+        """Return the latents of frames in [-1, 1]; their `mean` is the deterministic choice.
+
+        Raises:
+            ConfigError: If shape, type, range or number of the frames do not fit.
+        """
+        VisualTokenizer.check_frames(frames)
+        _check_size(frames, self.config)
+        group = self.config.frames_per_latent
+        if frames.shape[1] < 1 or (frames.shape[1] - 1) % group:
+            raise ConfigError(
+                f"this autoencoder takes clips of 1 + k x {group} frames, got {frames.shape[1]}"
+            )
         mean, log_variance = self.encoder(frames).chunk(2, dim=-1)
         return GaussianLatents(mean=mean, log_variance=log_variance.clamp(-30.0, 20.0))
 
     def decode(
         self, latents: Float[Tensor, "batch latent row column width"]
     ) -> Float[Tensor, "batch time 3 height width"]:
-        """Return float32 frames, not clamped."""
+        """Return float32 frames, not clamped.
+
+        Raises:
+            ConfigError: If the latents have another shape.
+        """
+        if latents.ndim != 5 or latents.shape[-1] != self.config.latent_width:
+            raise ConfigError(
+                f"latents must have the shape [batch, latent, row, column, "
+                f"{self.config.latent_width}], got {list(latents.shape)}"
+            )
         frames: Tensor = self.decoder(latents)
         return frames
 
@@ -526,6 +541,15 @@ class _TransposedPatches(nn.Module):
         pixels = rearrange(self.linear(volume), "... (rgb pixel) -> (...) rgb pixel", rgb=3)
         patches: Tensor = self.norm(pixels).reshape(*volume.shape[:-1], -1)
         return patches
+
+
+def _check_size(frames: Tensor, config: CodecConfig) -> None:
+    size = config.reduction
+    if frames.shape[-2] % size or frames.shape[-1] % size:
+        raise ConfigError(
+            f"frames of {frames.shape[-2]} x {frames.shape[-1]} pixels do not divide into "
+            f"squares of {size}; crop or resize them"
+        )
 
 
 def _to_vectors(latents: Tensor) -> Tensor:
