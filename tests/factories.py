@@ -6,11 +6,14 @@ import torch
 
 from worldgen.generation import SamplingConfig, Start
 from worldgen.models import InterleavedConfig, InterleavedTransformer, save_world_model
+from worldgen.nn.space_time import SpaceTimeConfig
 from worldgen.pipeline import EnvironmentCard, WorldCard, save_starts
 from worldgen.tokenizers.action import ActionSchema, ActionTokenizer, Categorical
 from worldgen.tokenizers.quantizers import FSQConfig
 from worldgen.tokenizers.visual import (
     ConvolutionalTokenizerConfig,
+    OmniTokenizerConfig,
+    VisualTokenizerConfig,
     build_visual_tokenizer,
     save_visual_tokenizer,
 )
@@ -71,23 +74,63 @@ def tiny_tokenizer_config() -> ConvolutionalTokenizerConfig:
     )
 
 
+def temporal_tokenizer_config(
+    *, frames_per_latent: int = 4, size: int = 64, patch: int = 8
+) -> OmniTokenizerConfig:
+    """Return a tokenizer of clips with 64 codes; later frames depend on earlier ones."""
+    stack = SpaceTimeConfig(
+        width=8,
+        num_heads=1,
+        head_width=8,
+        feed_forward_width=8,
+        spatial_blocks="t",
+        temporal_depth=1,
+        temporal_window=3,
+    )
+    return OmniTokenizerConfig(
+        frame_height=size,
+        frame_width=size,
+        patch=patch,
+        frames_per_latent=frames_per_latent,
+        encoder=stack,
+        decoder=stack,
+        quantizer=FSQConfig(levels=(4, 4, 4)),
+    )
+
+
 def tiny_world(
     folder: Path,
     *,
     name: str = "tiny",
     environment: EnvironmentCard | None = None,
     seed: int = 0,
+    frames_per_step: int | None = None,
 ) -> Path:
-    """Write a world with random weights and two starts; return its folder."""
+    """Write a world with random weights and two starts; return its folder.
+
+    With `frames_per_step` the tokenizer is one of clips.
+    """
+    config: VisualTokenizerConfig = tiny_tokenizer_config()
+    changes = {}
+    if frames_per_step is not None:
+        config = temporal_tokenizer_config(frames_per_latent=frames_per_step)
+        changes = {"frames_per_step": frames_per_step, "num_action_tokens": 2 * frames_per_step}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tokenizer = build_visual_tokenizer(tiny_tokenizer_config()).eval()
-        model = InterleavedTransformer(tiny_model_config())
+        tokenizer = build_visual_tokenizer(config).eval()
+        model = InterleavedTransformer(tiny_model_config(**changes))
+        num_actions = 3 * model.layout.frames_per_step
         starts = [
             Start(
                 visual_ids=torch.randint(0, 64, (4, 64)),
-                action_ids=torch.stack(
-                    (torch.randint(0, 3, (3,)), torch.randint(3, 6, (3,))), dim=-1
+                action_ids=model.layout.actions_of_steps(
+                    torch.stack(
+                        (
+                            torch.randint(0, 3, (num_actions,)),
+                            torch.randint(3, 6, (num_actions,)),
+                        ),
+                        dim=-1,
+                    )
                 ),
             )
             for _ in range(2)
@@ -99,7 +142,7 @@ def tiny_world(
                 visual_ids=start.visual_ids,
                 action_ids=start.action_ids,
                 environment_seed=number,
-                environment_actions=rest.decode(start.action_ids.numpy()),
+                environment_actions=rest.decode(start.action_ids.reshape(-1, 2).numpy()),
             )
             for number, start in enumerate(starts)
         ]

@@ -23,6 +23,7 @@ from worldgen.evaluation.machine import hardware
 from worldgen.evaluation.page import format_figure
 from worldgen.evaluation.world import PROBES_FILE
 from worldgen.generation import SamplingConfig, Start
+from worldgen.layout import SequenceLayout
 from worldgen.models import load_world_model
 from worldgen.pipeline import (
     MODEL_FILE,
@@ -55,7 +56,7 @@ class StartsConfig:
 
     count: int
     context: int
-    """Frames of context."""
+    """Frames of context; fewer where a tokenizer of clips needs another number."""
     earliest: int
     """Steps after the reset at which the first start's context ends."""
     latest: int
@@ -180,7 +181,7 @@ def package(
         },
         training={
             "commands": [
-                f"python -m envs.record env={name} frames={sum(frames.values())}",
+                f"python -m envs.record env={dataset.folder.name} frames={sum(frames.values())}",
                 f"python -m train.visual_tokenizer experiment={name}",
                 f"python -m train.world_model experiment={name}",
             ],
@@ -218,26 +219,43 @@ def make_starts(dataset: Dataset, tokenizer: VisualTokenizer, config: StartsConf
     Raises:
         DataError: If no test episode holds a context.
     """
-    infos = [info for info in dataset.episodes("test") if info.length >= config.context]
+    context = tokenizer.longest_clip(config.context)
+    if context != config.context:
+        print(
+            f"starts have {context} frames of context instead of {config.context}: this tokenizer "
+            f"takes 1 + k x {tokenizer.frames_per_latent} frames"
+        )
+    infos = [info for info in dataset.episodes("test") if info.length >= context]
     if not infos:
         raise DataError(
-            f"{dataset.folder} has no test episode of {config.context} frames or more, which a "
+            f"{dataset.folder} has no test episode of {context} frames or more, which a "
             f"start needs; record more frames"
         )
     action_tokenizer = ActionTokenizer(dataset.metadata.schema)
+    layout = SequenceLayout(
+        rows=tokenizer.rows,
+        columns=tokenizer.columns,
+        num_action_tokens=action_tokenizer.num_slots * tokenizer.frames_per_latent,
+        frames_per_step=tokenizer.frames_per_latent,
+    )
+    single = tokenizer.single_frames
     starts = []
     for number, end in enumerate(np.linspace(config.earliest, config.latest, config.count)):
         info = infos[number % len(infos)]
-        last = int(np.clip(end, config.context - 1, info.length - 1))
-        first = last + 1 - config.context
+        last = int(np.clip(end, context - 1, info.length - 1))
+        first = last + 1 - context
         episode = dataset.load(info)
         frames = to_float(torch.from_numpy(episode.frames[first : last + 1]))
+        clips = rearrange(
+            frames, "t rgb h w -> t 1 rgb h w" if single else "t rgb h w -> 1 t rgb h w"
+        )
         with torch.no_grad():
-            ids = tokenizer.encode(frames[:, None])
+            ids = tokenizer.encode(clips)
+        action_ids = torch.from_numpy(action_tokenizer.encode(episode.actions[first:last]))
         starts.append(
             Start(
-                visual_ids=rearrange(ids, "frame 1 row column -> frame (row column)"),
-                action_ids=torch.from_numpy(action_tokenizer.encode(episode.actions[first:last])),
+                visual_ids=rearrange(ids, "clip step row column -> (clip step) (row column)"),
+                action_ids=layout.actions_of_steps(action_ids),
                 environment_seed=info.seed,
                 environment_actions=episode.actions[:last],
             )

@@ -61,7 +61,9 @@ class DataConfig:
 
     folder: str
     clip_frames: int
-    """Frames of context in a training clip; the frame after each of them is predicted."""
+    """Frames of context in a training clip; what follows each step of it is predicted."""
+    encoded_steps: int
+    """Grids that a tokenizer of clips makes of a recording before it starts afresh."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,19 +139,32 @@ def run(cfg: DictConfig) -> RunFolder:
     visual_tokenizer = load_visual_tokenizer(Path(config.tokenizer_file)).to(device)
     tokenizer_hash = file_hash(Path(config.tokenizer_file))
     action_tokenizer = ActionTokenizer(dataset.metadata.schema)
+    clip_steps = visual_tokenizer.num_latents(config.data.clip_frames)
+    clip_length = clip_steps + 1
+    frames_per_clip = clip_steps * visual_tokenizer.frames_per_latent
     tokens = {
         split: open_or_build_token_cache(
-            dataset, split, dataset.folder / "tokens", visual_tokenizer, tokenizer_hash
+            dataset,
+            split,
+            dataset.folder / "tokens",
+            visual_tokenizer,
+            tokenizer_hash,
+            clip_steps=config.data.encoded_steps,
         )
         for split in ("train", "validation")
     }
-    clip_length = config.data.clip_frames + 1
     starts = tokens["train"].clip_starts(clip_length)
-    if not starts.any():
-        raise DataError(
-            f"no train episode of {dataset.folder} holds a clip of {clip_length} frames; record "
-            f"longer episodes or lower data.clip_frames"
-        )
+    _, rollout_length = _validation_steps(config.validation, visual_tokenizer)
+    for found, clips, length in (
+        (starts, "train", clip_length),
+        (
+            tokens["validation"].clip_starts(rollout_length, from_pixels=True),
+            "validation",
+            rollout_length,
+        ),
+    ):
+        if not found.any():
+            raise DataError(_too_short(dataset, visual_tokenizer, clips, length))
     order = DataOrder(starts.astype(float), batch_size=training.batch_size, seed=config.seed)
 
     model = InterleavedTransformer(_model_config(config, visual_tokenizer, action_tokenizer))
@@ -216,7 +231,7 @@ def run(cfg: DictConfig) -> RunFolder:
             progress = training.length.progress(step, clock.elapsed_seconds)
 
             if step % training.log_steps == 0:
-                trained = (step - last_log[0]) * training.batch_size * config.data.clip_frames
+                trained = (step - last_log[0]) * training.batch_size * frames_per_clip
                 speed = trained / (time.monotonic() - last_log[1])
                 last_log = (step, time.monotonic())
                 figures = {f"loss_{name}": float(term.detach()) for name, term in terms.items()}
@@ -243,8 +258,8 @@ def run(cfg: DictConfig) -> RunFolder:
         "name": config.name,
         "steps": step,
         "minutes": round(clock.elapsed_seconds / 60, 1),
-        "frame_predictions": step * training.batch_size * config.data.clip_frames,
-        "training_frames": len(tokens["train"].visual_ids),
+        "frame_predictions": step * training.batch_size * frames_per_clip,
+        "training_frames": tokens["train"].metadata["frames"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokenizer_hash": tokenizer_hash,
         "figures": validate(),
@@ -272,10 +287,35 @@ def _model_config(
         "rows": visual_tokenizer.rows,
         "columns": visual_tokenizer.columns,
         "codebook_size": visual_tokenizer.codebook_size,
-        "num_action_tokens": action_tokenizer.num_slots,
+        "num_action_tokens": action_tokenizer.num_slots * visual_tokenizer.frames_per_latent,
+        "frames_per_step": visual_tokenizer.frames_per_latent,
         "action_vocabulary_size": action_tokenizer.vocabulary_size,
     }
     return build(InterleavedConfig, config.model | derived)
+
+
+def _validation_steps(
+    validation: ValidationConfig, visual_tokenizer: VisualTokenizer
+) -> tuple[int, int]:
+    """Return the steps of context in a validation rollout, and all of its steps.
+
+    Where a step has several frames, the context is cut and the rollout is longer to fit.
+    """
+    context = visual_tokenizer.longest_clip(validation.context)
+    steps = -(-validation.steps // visual_tokenizer.frames_per_latent)
+    first = visual_tokenizer.num_latents(context)
+    return first, first + steps
+
+
+def _too_short(dataset: Dataset, visual_tokenizer: VisualTokenizer, split: str, length: int) -> str:
+    size = visual_tokenizer.frames_per_latent
+    unit = "frames" if size == 1 else f"steps of {size} frames"
+    setting = {"train": "data.clip_frames", "validation": "validation.steps"}[split]
+    more = "" if visual_tokenizer.single_frames else ", raise data.encoded_steps"
+    return (
+        f"no {split} episode of {dataset.folder} holds a clip of {length} {unit}; record longer "
+        f"episodes{more} or lower {setting}"
+    )
 
 
 def _start_from(model: InterleavedTransformer, path: Path) -> None:
@@ -306,8 +346,9 @@ def _validate(
 ) -> dict[str, float]:
     """Roll out held-out clips; return figures and draw film strips beside the truth."""
     validation = config.validation
-    length = validation.context + validation.steps
-    allowed = np.flatnonzero(tokens.clip_starts(length))
+    first, length = _validation_steps(validation, visual_tokenizer)
+    context = visual_tokenizer.num_frames(first)
+    allowed = np.flatnonzero(tokens.clip_starts(length, from_pixels=True))
     count = min(config.training.validation_frames, len(allowed))
     chosen = allowed[np.linspace(0, len(allowed) - 1, count).astype(int)]
     visual_ids, action_ids = tokens.clips(chosen, length)
@@ -319,9 +360,10 @@ def _validate(
         seeds=range(count),
     )
     truth = visual_ids.numpy()
-    actions = action_tokenizer.decode(action_ids.numpy()[:, : length - 1])
-    first = validation.context
-    guessed = roller.predict_next(truth, actions, context=first)
+    slots = action_tokenizer.num_slots
+    frame_actions = action_ids[:, :-1].reshape(count, -1, slots)
+    actions = action_tokenizer.decode(frame_actions.numpy())
+    guessed = roller.predict_next(truth, actions, context=context)
     dreamed = roller.roll_out(truth[:, :first], actions)
     changed = truth[:, first:] != truth[:, first - 1 : -1]
     right = guessed == truth[:, first:]
@@ -329,8 +371,9 @@ def _validate(
         "validation_accuracy": float(right.mean()),
         "validation_accuracy_of_changed": float(right[changed].mean()) if changed.any() else 1.0,
     }
-    pictures = roller.decode(np.concatenate((truth[:, first - 1 :], dreamed), axis=1))
-    true, dream = np.split(pictures, [validation.steps + 1], axis=1)
+    shown = slice(context - 1, context + validation.steps)
+    true = roller.decode(truth)[:, shown]
+    dream = roller.decode_after(truth[:, :first], dreamed)[:, : validation.steps]
     for number in (1, 4, 8, 16, 32):
         if number <= validation.steps:
             wanted = to_float(torch.from_numpy(true[:, number]))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from einops import rearrange
 from jaxtyping import Int
 from torch import Tensor
 
@@ -14,10 +15,13 @@ __all__ = ["SequenceLayout"]
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceLayout:
-    """One step of the sequence: the tokens of its action, then those of its frame in raster order.
+    """One step of the sequence: the tokens of its actions, then those of its grid in raster order.
 
     The action of a step is the one taken *in* its frame, so everything that the next frame
     depends on stands in one block, and one pass over the block predicts the next frame.
+
+    Where a grid stands for several frames, a step has as many actions: those that lead to the
+    frames of the next grid, the first of them taken in the last frame of its own grid.
     """
 
     rows: int
@@ -25,7 +29,9 @@ class SequenceLayout:
     columns: int
     """Width of the grid of visual tokens."""
     num_action_tokens: int
-    """Action tokens of a step; 0 for a world without actions."""
+    """Action tokens of a step, of all its frames; 0 for a world without actions."""
+    frames_per_step: int = 1
+    """Frames that a grid stands for, the first grid of a clip excepted: that is one frame."""
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.columns < 1 or self.num_action_tokens < 0:
@@ -33,11 +39,41 @@ class SequenceLayout:
                 f"a layout needs rows and columns of at least 1 and no negative number of action "
                 f"tokens, got {self.rows} x {self.columns} and {self.num_action_tokens}"
             )
+        if self.frames_per_step < 1 or self.num_action_tokens % self.frames_per_step:
+            raise ConfigError(
+                f"{self.num_action_tokens} action tokens cannot be shared by "
+                f"{self.frames_per_step} frames; a step needs as many for each of its frames"
+            )
 
     @property
     def num_cells(self) -> int:
-        """Visual tokens of a frame."""
+        """Visual tokens of a step."""
         return self.rows * self.columns
+
+    @property
+    def action_tokens_per_frame(self) -> int:
+        """Tokens of one action."""
+        return self.num_action_tokens // self.frames_per_step
+
+    def num_steps(self, num_frames: int) -> int:
+        """Return how many steps have as many actions as that many frames, the last one filled."""
+        return -(-num_frames // self.frames_per_step)
+
+    def actions_of_steps(
+        self, action_ids: Int[Tensor, "*batch frame slot"]
+    ) -> Int[Tensor, "*batch step token"]:
+        """Return the action tokens of consecutive frames as those of steps.
+
+        Where the last step has fewer frames than it needs, the last action is held.
+        """
+        missing = self.num_steps(action_ids.shape[-2]) * self.frames_per_step
+        missing -= action_ids.shape[-2]
+        if missing:
+            held = action_ids[..., -1:, :].expand(*action_ids.shape[:-2], missing, -1)
+            action_ids = torch.cat((action_ids, held), dim=-2)
+        return rearrange(
+            action_ids, "... (step q) slot -> ... step (q slot)", q=self.frames_per_step
+        )
 
     @property
     def tokens_per_step(self) -> int:

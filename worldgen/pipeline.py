@@ -236,7 +236,11 @@ def _load(folder: Path, stamp: tuple[int, ...]) -> World:
         "rows": (tokenizer.rows, model.config.rows),
         "columns": (tokenizer.columns, model.config.columns),
         "codebook size": (tokenizer.codebook_size, model.config.codebook_size),
-        "action tokens": (action_tokenizer.num_slots, model.config.num_action_tokens),
+        "frames per step": (tokenizer.frames_per_latent, model.config.frames_per_step),
+        "action tokens": (
+            action_tokenizer.num_slots * tokenizer.frames_per_latent,
+            model.config.num_action_tokens,
+        ),
         "action ids": (
             action_tokenizer.vocabulary_size,
             model.config.action_vocabulary_size,

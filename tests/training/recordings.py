@@ -17,10 +17,12 @@ def write_recording(
     length: int = 12,
     size: int = 16,
     cut_after: int | None = None,
+    moving: bool = False,
 ) -> Path:
     """Write `episodes` episodes into each split; return the folder.
 
-    After frame `cut_after` of each episode another scene begins.
+    After frame `cut_after` of each episode another scene begins. The actions are random where
+    `moving`, otherwise none.
     """
     schema = ActionSchema(
         groups=(Categorical(name="move", options=("none", "right")),),
@@ -47,7 +49,7 @@ def write_recording(
             writer.write(
                 Episode(
                     frames=frames,
-                    actions=np.zeros((length, 1), dtype=np.int64),
+                    actions=random.integers(0, 1 + moving, (length, 1)),
                     columns={
                         "cut": np.isin(
                             np.arange(length), [length - 1, -1 if cut_after is None else cut_after]

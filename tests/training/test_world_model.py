@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.factories import temporal_tokenizer_config
 from tests.training.recordings import write_recording
 from train import package_world
 from train.world_model import RunConfig, run
@@ -17,6 +18,7 @@ from worldgen.data.token_cache import open_or_build_token_cache, open_token_cach
 from worldgen.errors import CheckpointError, ConfigError, DataError
 from worldgen.models import load_world_model
 from worldgen.pipeline import load
+from worldgen.records import to_float
 from worldgen.tokenizers.quantizers import FSQConfig
 from worldgen.tokenizers.visual import (
     ConvolutionalTokenizerConfig,
@@ -51,6 +53,24 @@ def write_tokenizer(path: Path, seed: int) -> Path:
     )
     save_visual_tokenizer(path, build_visual_tokenizer(config))
     return path
+
+
+@pytest.fixture(scope="module")
+def clip_tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tokenizer of clips, four frames a grid."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("clip_tokenizer") / "tokenizer.safetensors"
+    tokenizer = build_visual_tokenizer(temporal_tokenizer_config(size=16, patch=4))
+    save_visual_tokenizer(path, tokenizer)
+    return path
+
+
+CLIPS = [
+    "data.clip_frames=5",
+    "data.encoded_steps=4",
+    "validation.steps=6",
+    "validation.context=5",
+]
 
 
 def overrides(recording: Path, tokenizer_file: Path, folder: Path) -> list[str]:
@@ -172,7 +192,85 @@ def test_a_missing_tokenizer_is_one_clear_message(recording: Path, tmp_path: Pat
         train(recording, tmp_path / "nothing.safetensors", tmp_path / "run")
 
 
-@pytest.mark.parametrize("experiment", ["car_racing", "crafter"])
+class TestClipTokens:
+    """A world model whose steps are grids for several frames."""
+
+    def test_a_training_leaves_a_playable_world(
+        self,
+        recording: Path,
+        clip_tokenizer_file: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        folder = train(recording, clip_tokenizer_file, tmp_path, *CLIPS, "starts.context=8")
+        summary = json.loads((folder.path / "summary.json").read_text())
+        # Four steps of two clips with two grids of context, each of which predicts four frames.
+        assert summary["frame_predictions"] == 4 * 2 * 2 * 4
+        assert summary["training_frames"] == 40
+        assert {"validation_psnr_dream_1", "validation_psnr_dream_4"} <= summary["figures"].keys()
+        assert "5 frames of context instead of 8" in capsys.readouterr().out
+        world = load(folder.path)
+        assert world.model.config.num_action_tokens == 4
+        assert [start.visual_ids.shape for start in world.starts] == [(2, 16)] * 3
+        assert [start.action_ids.shape for start in world.starts] == [(1, 4)] * 3
+
+    def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
+        self, recording: Path, clip_tokenizer_file: Path, tmp_path: Path
+    ) -> None:
+        whole = train(recording, clip_tokenizer_file, tmp_path / "whole", *CLIPS)
+        half = [*CLIPS, "training.length.steps=2"]
+        train(recording, clip_tokenizer_file, tmp_path / "parts", *half)
+        parts = train(recording, clip_tokenizer_file, tmp_path / "parts", *CLIPS)
+        expected, _ = load_tensors(whole.checkpoint)
+        got, _ = load_tensors(parts.checkpoint)
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, got[name]), name
+
+    def test_lengths_that_do_not_fit_are_one_clear_message(
+        self, recording: Path, clip_tokenizer_file: Path, tmp_path: Path
+    ) -> None:
+        def attempt(*changes: str) -> None:
+            train(recording, clip_tokenizer_file, tmp_path, *CLIPS, *changes)
+
+        with pytest.raises(ConfigError, match=r"clips of 1 \+ k x 4 frames, got 8; cut .* to 5"):
+            attempt("data.clip_frames=8")
+        with pytest.raises(DataError, match=r"5 steps of 4 frames; .*raise data.encoded_steps"):
+            attempt("data.clip_frames=13")
+        with pytest.raises(DataError, match=r"no validation episode .* lower validation.steps"):
+            attempt("validation.steps=12")
+        with pytest.raises(ConfigError, match="clips of 1 steps hold no next step"):
+            attempt("data.encoded_steps=1")
+
+    def test_an_episode_is_encoded_in_clips_with_the_actions_that_lead_on(
+        self, clip_tokenizer_file: Path, tmp_path: Path
+    ) -> None:
+        folder = write_recording(tmp_path / "recording", length=23, moving=True)
+        dataset, tokenizer = Dataset(folder), load_visual_tokenizer(clip_tokenizer_file)
+        hashed = file_hash(clip_tokenizer_file)
+        arguments = (dataset, "train", tmp_path, tokenizer, hashed)
+        cache = open_or_build_token_cache(*arguments, clip_steps=3)
+        # 23 frames are two clips of 1 + 2 x 4 and one of 1 + 1 x 4.
+        assert cache.episode_starts.tolist() == [0, 3, 6, 8, 11, 14, 16]
+        episode = dataset.load(dataset.episodes("train")[1])
+        frames = to_float(torch.from_numpy(episode.frames))
+        for first, step, steps in ((0, 8, 3), (9, 11, 3), (18, 14, 2)):
+            clip = frames[None, first : first + 1 + 4 * (steps - 1)]
+            expected = tokenizer.encode(clip).flatten(2)[0].numpy()
+            assert np.array_equal(cache.visual_ids[step : step + steps], expected)
+            for number in range(steps):
+                taken = episode.actions[first + 4 * number : first + 4 * number + 4, 0]
+                assert cache.action_ids[step + number].tolist()[: len(taken)] == taken.tolist()
+        starts = [start for start in range(16) if start not in {2, 5, 7, 10, 13, 15}]
+        assert np.flatnonzero(cache.clip_starts(2)).tolist() == starts
+        fresh = cache.clip_starts(2, from_pixels=True)
+        assert np.flatnonzero(fresh).tolist() == [0, 3, 6, 8, 11, 14]
+        other = open_or_build_token_cache(*arguments, clip_steps=2)
+        assert len(other.visual_ids) == 2 * (4 * 2 + 1)
+        again = open_or_build_token_cache(*arguments, clip_steps=3)
+        assert np.array_equal(again.visual_ids, cache.visual_ids)
+
+
+@pytest.mark.parametrize("experiment", ["car_racing", "car_racing_temporal", "crafter"])
 def test_shipped_experiments_compose_and_build(experiment: str) -> None:
     config = build(RunConfig, load_config("world_model", [f"experiment={experiment}"]))
     assert config.name == experiment

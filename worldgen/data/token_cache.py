@@ -1,8 +1,9 @@
 """Recordings as tokens: memory maps that training reads, tied to the tokenizer that made them."""
 
+import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from worldgen.checkpoint import write_atomically
 from worldgen.data.episodes import Dataset
-from worldgen.errors import DataError
+from worldgen.errors import ConfigError, DataError
+from worldgen.layout import SequenceLayout
 from worldgen.records import to_float
 from worldgen.tokenizers.action import ActionTokenizer
 from worldgen.tokenizers.visual import VisualTokenizer
@@ -32,12 +34,17 @@ _FRAMES_AT_ONCE = 128
 
 @dataclass(frozen=True, kw_only=True)
 class TokenCache:
-    """All episodes of a split as tokens, one after the other.
+    """All episodes of a split as tokens, step by step and one after the other.
+
+    A step is a frame and the action taken in it. With a tokenizer of clips it is a grid that
+    stands for several frames, with as many actions: see `SequenceLayout`. Such a tokenizer starts
+    afresh several times in an episode, so that world models know how clips begin.
 
     Attributes:
-        visual_ids: uint16 or uint32 `[frame, cell]`, raster order.
-        action_ids: uint16 `[frame, slot]`; the action taken in each frame.
-        episode_starts: int64 `[episode + 1]`; the last entry is the number of frames.
+        visual_ids: uint16 or uint32 `[step, cell]`, raster order.
+        action_ids: uint16 `[step, slot]`; the actions taken in each step.
+        episode_starts: int64 `[episode + 1]`, where the tokenizer started afresh; the last entry is
+            the number of steps.
         metadata: Content of `meta.json`.
     """
 
@@ -46,16 +53,26 @@ class TokenCache:
     episode_starts: NDArray[np.int64]
     metadata: Mapping[str, Any]
 
-    def clip_starts(self, length: int) -> Bool[np.ndarray, " frame"]:
-        """Return where a clip of `length` frames may start without crossing an episode's end."""
+    def clip_starts(self, length: int, *, from_pixels: bool = False) -> Bool[np.ndarray, " step"]:
+        """Return where a clip of `length` steps may start without crossing an episode's end.
+
+        Args:
+            length: Steps.
+            from_pixels: Only where the ids can be turned into frames again without those before:
+                for single frames everywhere, for clips where the tokenizer started afresh.
+        """
         allowed = np.zeros(len(self.visual_ids), dtype=bool)
         for start, stop in zip(self.episode_starts[:-1], self.episode_starts[1:], strict=True):
             allowed[start : max(start, stop - length + 1)] = True
+        if from_pixels and "clip_steps" in self.metadata:
+            fresh = np.zeros_like(allowed)
+            fresh[self.episode_starts[:-1]] = True
+            allowed &= fresh
         return allowed
 
     def clips(
         self, starts: Int[np.ndarray, " clip"], length: int
-    ) -> tuple[Int[torch.Tensor, "clip frame cell"], Int[torch.Tensor, "clip frame slot"]]:
+    ) -> tuple[Int[torch.Tensor, "clip step cell"], Int[torch.Tensor, "clip step slot"]]:
         """Return visual and action tokens of clips, int64."""
         rows = starts[:, None] + np.arange(length)
         visual = self.visual_ids[rows].astype(np.int64)
@@ -69,6 +86,7 @@ def open_or_build_token_cache(
     folder: Path,
     visual_tokenizer: VisualTokenizer,
     tokenizer_hash: str,
+    clip_steps: int = 16,
 ) -> TokenCache:
     """Return the tokens of a split, encoding the frames first where that was not done yet.
 
@@ -81,8 +99,11 @@ def open_or_build_token_cache(
         folder: Where caches of this recording are kept.
         visual_tokenizer: In evaluation mode.
         tokenizer_hash: `worldgen.checkpoint.file_hash` of the tokenizer's file.
+        clip_steps: Grids that a tokenizer of clips makes before it starts afresh; tokenizers of
+            single frames have no use for it.
 
     Raises:
+        ConfigError: If `clip_steps` leaves no step to predict.
         DataError: If the split has no episodes, or frames of another size.
     """
     infos = dataset.episodes(split)
@@ -101,7 +122,18 @@ def open_or_build_token_cache(
         "frames": sum(info.length for info in infos),
         "episodes": len(infos),
     }
-    place = folder / tokenizer_hash[:16] / split
+    made_by = tokenizer_hash[:16]
+    if not visual_tokenizer.single_frames:
+        if clip_steps < 2:
+            raise ConfigError(
+                f"clips of {clip_steps} steps hold no next step to predict; encode 2 or more at once"
+            )
+        described |= {
+            "frames_per_step": visual_tokenizer.frames_per_latent,
+            "clip_steps": clip_steps,
+        }
+        made_by += f"-{clip_steps}"
+    place = folder / made_by / split
     if _read_meta(place) != described:
         _build(dataset, split, place, visual_tokenizer, described)
     return open_token_cache(place, tokenizer_hash)
@@ -155,35 +187,109 @@ def _build(
             f"{visual_tokenizer.frame_height} x {visual_tokenizer.frame_width}"
         )
     action_tokenizer = ActionTokenizer(dataset.metadata.schema)
-    num_frames, num_cells = described["frames"], described["rows"] * described["columns"]
+    layout = SequenceLayout(
+        rows=described["rows"],
+        columns=described["columns"],
+        num_action_tokens=action_tokenizer.num_slots * visual_tokenizer.frames_per_latent,
+        frames_per_step=visual_tokenizer.frames_per_latent,
+    )
+    clip_steps = described.get("clip_steps")
+    infos = dataset.episodes(split)
+    lengths = [run.steps for info in infos for run in _runs(info.length, layout, clip_steps)]
+    starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    num_steps = int(starts[-1])
     dtype = np.uint16 if described["codebook_size"] <= 2**16 else np.uint32
     visual = np.lib.format.open_memmap(
-        folder / "visual_ids.npy", "w+", dtype=dtype, shape=(num_frames, num_cells)
+        folder / "visual_ids.npy", "w+", dtype=dtype, shape=(num_steps, layout.num_cells)
     )
-    actions = np.empty((num_frames, action_tokenizer.num_slots), dtype=np.uint16)
-    starts = [0]
-    with closing(tqdm(total=num_frames, desc=f"encode {split}", unit=" frames")) as bar:
-        for info in dataset.episodes(split):
+    actions = np.empty((num_steps, layout.num_action_tokens), dtype=np.uint16)
+    step = 0
+    with closing(tqdm(total=described["frames"], desc=f"encode {split}", unit=" frames")) as bar:
+        for info in infos:
             episode = dataset.load(info)
-            first = starts[-1]
-            starts.append(first + info.length)
-            actions[first : starts[-1]] = action_tokenizer.encode(episode.actions)
-            for offset in range(0, info.length, _FRAMES_AT_ONCE):
-                ids = _encode(visual_tokenizer, episode.frames[offset : offset + _FRAMES_AT_ONCE])
-                visual[first + offset : first + offset + len(ids)] = ids
+            runs = _runs(info.length, layout, clip_steps)
+            stop = step + sum(run.steps for run in runs)
+            action_ids = torch.from_numpy(action_tokenizer.encode(episode.actions))
+            actions[step:stop] = torch.cat(
+                [layout.actions_of_steps(action_ids[run.action_frames]) for run in runs]
+            )
+            encode = _encode_frames if clip_steps is None else _encode_runs
+            for ids in encode(visual_tokenizer, episode.frames, runs):
+                visual[step : step + len(ids)] = ids
+                step += len(ids)
             bar.update(info.length)
     visual.flush()
     np.save(folder / "action_ids.npy", actions)
-    np.save(folder / "episode_starts.npy", np.array(starts, dtype=np.int64))
+    np.save(folder / "episode_starts.npy", starts)
     text = json.dumps(described, indent=2) + "\n"
     write_atomically(folder / _META_FILE, lambda path: _write_synced(path, text))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A part of an episode that the tokenizer takes as one clip."""
+
+    first: int
+    """Frame."""
+    steps: int
+    frames_per_step: int
+
+    @property
+    def frames(self) -> slice:
+        """Frames that are encoded."""
+        return slice(self.first, self.first + 1 + (self.steps - 1) * self.frames_per_step)
+
+    @property
+    def action_frames(self) -> slice:
+        """Frames whose actions belong to the steps; they reach beyond the last frame encoded."""
+        return slice(self.first, self.first + self.steps * self.frames_per_step)
+
+
+def _runs(num_frames: int, layout: SequenceLayout, clip_steps: int | None) -> list[_Run]:
+    """Return the runs of an episode; fewer frames than a step needs are left out at its end."""
+    size = layout.frames_per_step
+    if clip_steps is None:
+        return [_Run(first=0, steps=num_frames, frames_per_step=size)]
+    longest = 1 + (clip_steps - 1) * size
+    return [
+        _Run(
+            first=first,
+            steps=1 + (min(longest, num_frames - first) - 1) // size,
+            frames_per_step=size,
+        )
+        for first in range(0, num_frames, longest)
+    ]
+
+
+def _encode_frames(
+    tokenizer: VisualTokenizer, frames: NDArray[np.uint8], runs: Sequence[_Run]
+) -> Iterator[Int[np.ndarray, "step cell"]]:
+    """Yield the ids of all frames, each encoded alone."""
+    del runs
+    for first in range(0, len(frames), _FRAMES_AT_ONCE):
+        yield _encode(tokenizer, frames[first : first + _FRAMES_AT_ONCE, None])
+
+
+def _encode_runs(
+    tokenizer: VisualTokenizer, frames: NDArray[np.uint8], runs: Sequence[_Run]
+) -> Iterator[Int[np.ndarray, "step cell"]]:
+    """Yield the ids of each run, runs of one length encoded together."""
+    for steps, group in itertools.groupby(runs, key=lambda run: run.steps):
+        alike = list(group)
+        at_once = max(1, _FRAMES_AT_ONCE // tokenizer.num_frames(steps))
+        for first in range(0, len(alike), at_once):
+            batch = alike[first : first + at_once]
+            yield _encode(tokenizer, np.stack([frames[run.frames] for run in batch]))
+
+
 @torch.no_grad()
-def _encode(tokenizer: VisualTokenizer, frames: NDArray[np.uint8]) -> NDArray[np.int64]:
-    pixels = to_float(torch.from_numpy(np.ascontiguousarray(frames)))
-    ids = tokenizer.encode(rearrange(pixels, "b rgb h w -> b 1 rgb h w"))
-    return rearrange(ids, "b 1 row column -> b (row column)").cpu().numpy()
+def _encode(
+    tokenizer: VisualTokenizer, clips: UInt8[np.ndarray, "clip time height width 3"]
+) -> Int[np.ndarray, "step cell"]:
+    """Return the ids of clips, one clip after the other."""
+    pixels = to_float(torch.from_numpy(np.ascontiguousarray(clips)))
+    ids = tokenizer.encode(pixels)
+    return rearrange(ids, "clip step row column -> (clip step) (row column)").cpu().numpy()
 
 
 def _write_synced(path: Path, text: str) -> None:

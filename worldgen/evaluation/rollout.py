@@ -43,8 +43,10 @@ class Roller:
     @torch.no_grad()
     def encode(
         self, frames: UInt8[np.ndarray, "clip time height width 3"]
-    ) -> Int[np.ndarray, "clip time cell"]:
-        """Return the visual tokens of frames, in raster order.
+    ) -> Int[np.ndarray, "clip step cell"]:
+        """Return the visual tokens of clips, in raster order, a grid for each step.
+
+        A tokenizer of clips may need a few frames more at the end: the last one, repeated.
 
         Raises:
             DataError: If the frames do not have the tokenizer's size.
@@ -56,6 +58,8 @@ class Roller:
                 f"the world sees frames of {size[0]} x {size[1]} pixels, got "
                 f"{frames.shape[2]} x {frames.shape[3]}; use a recording of its own environment"
             )
+        if not tokenizer.single_frames:
+            return self._encode_clips(frames)
         flat = rearrange(frames, "clip time h w rgb -> (clip time) h w rgb")
         parts = []
         for first in range(0, len(flat), _FRAMES_AT_ONCE):
@@ -67,16 +71,50 @@ class Roller:
             clip=len(frames),
         )
 
-    @torch.no_grad()
-    def decode(
-        self, ids: Int[np.ndarray, "clip time cell"]
+    def _encode_clips(
+        self, frames: UInt8[np.ndarray, "clip time height width 3"]
+    ) -> Int[np.ndarray, "clip step cell"]:
+        tokenizer = self.visual_tokenizer
+        parts = [
+            torch.stack(
+                tokenizer.encode_clips(
+                    [to_float(torch.from_numpy(clip)) for clip in self._filled(chunk)]
+                )
+            ).cpu()
+            for chunk in self._chunks(frames)
+        ]
+        return rearrange(torch.cat(parts).numpy(), "clip step r c -> clip step (r c)")
+
+    def _filled(
+        self, frames: UInt8[np.ndarray, "clip time height width 3"]
     ) -> UInt8[np.ndarray, "clip time height width 3"]:
-        """Return the frames of visual tokens."""
-        grid = rearrange(
+        missing = -(frames.shape[1] - 1) % self.visual_tokenizer.frames_per_latent
+        return np.concatenate((frames, *[frames[:, -1:]] * missing), axis=1)
+
+    def _chunks(self, clips: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield as many clips at a time as may share the memory."""
+        for first in range(0, len(clips), self.clips_at_once):
+            yield clips[first : first + self.clips_at_once]
+
+    def _grids(self, ids: Int[np.ndarray, "clip step cell"]) -> torch.Tensor:
+        return rearrange(
             torch.from_numpy(np.ascontiguousarray(ids)),
-            "clip time (row column) -> (clip time) 1 row column",
+            "clip step (row column) -> clip step row column",
             row=self.visual_tokenizer.rows,
         )
+
+    @torch.no_grad()
+    def decode(
+        self, ids: Int[np.ndarray, "clip step cell"]
+    ) -> UInt8[np.ndarray, "clip time height width 3"]:
+        """Return the frames of visual tokens, of whole clips from their beginning."""
+        if not self.visual_tokenizer.single_frames:
+            parts = [
+                to_uint8(self.visual_tokenizer.decode(self._grids(chunk))).cpu()
+                for chunk in self._chunks(ids)
+            ]
+            return torch.cat(parts).numpy()
+        grid = rearrange(self._grids(ids), "clip time row column -> (clip time) 1 row column")
         parts = [
             to_uint8(self.visual_tokenizer.decode(grid[first : first + _FRAMES_AT_ONCE]))[
                 :, 0
@@ -87,6 +125,45 @@ class Roller:
             torch.cat(parts).numpy(), "(clip time) h w rgb -> clip time h w rgb", clip=len(ids)
         )
 
+    def decode_after(
+        self, past: Int[np.ndarray, "clip past cell"], ids: Int[np.ndarray, "clip step cell"]
+    ) -> UInt8[np.ndarray, "clip time height width 3"]:
+        """Return the frames of visual tokens that follow others.
+
+        Args:
+            past: Tokens from the beginning of the clip, at least one grid.
+            ids: Those that follow.
+        """
+        if self.visual_tokenizer.single_frames:
+            return self.decode(ids)
+        frames = self.decode(np.concatenate((past, ids), axis=1))
+        return frames[:, self.visual_tokenizer.num_frames(past.shape[1]) :]
+
+    @torch.no_grad()
+    def decode_each_after(
+        self, true: Int[np.ndarray, "clip past cell"], ids: Int[np.ndarray, "clip step cell"]
+    ) -> UInt8[np.ndarray, "clip time height width 3"]:
+        """Return the frames of visual tokens, each grid after the true past instead of the others.
+
+        Args:
+            true: Tokens of whole clips; the last grid stands in the same place as the last of
+                `ids`.
+            ids: For example from `predict_next`.
+        """
+        if self.visual_tokenizer.single_frames:
+            return self.decode(ids)
+        parts = []
+        for past, predicted in zip(self._chunks(true), self._chunks(ids), strict=True):
+            stream = self.visual_tokenizer.decoder_stream()
+            given = past.shape[1] - predicted.shape[1]
+            stream.push(self._grids(past[:, :given]))
+            frames = []
+            for step in range(predicted.shape[1]):
+                frames.append(stream.fork().push(self._grids(predicted[:, step : step + 1])))
+                stream.push(self._grids(past[:, given + step : given + step + 1]))
+            parts.append(to_uint8(torch.cat(frames, dim=1)).cpu())
+        return torch.cat(parts).numpy()
+
     def roll_out(
         self,
         context_ids: Int[np.ndarray, "clip context cell"],
@@ -94,44 +171,48 @@ class Roller:
         *,
         progress: Progress | None = None,
     ) -> Int[np.ndarray, "clip step cell"]:
-        """Return the tokens that the world dreams after a context, one frame for each action left.
+        """Return the tokens that the world dreams after a context, as long as there are actions.
 
         Args:
-            context_ids: Visual tokens of the context frames.
+            context_ids: Visual tokens of the context.
             actions: [clip, context - 1 + steps, group], the action taken in each frame, the
-                context's own first.
+                context's own first. Where the last grid stands for more frames than there are
+                actions, the last action is held.
             progress: Told about every step.
         """
         return self._generate(context_ids, actions, feed_back=True, progress=progress)
 
     def predict_next(
         self,
-        ids: Int[np.ndarray, "clip time cell"],
+        ids: Int[np.ndarray, "clip step cell"],
         actions: np.ndarray,
         *,
         context: int,
         progress: Progress | None = None,
     ) -> Int[np.ndarray, "clip step cell"]:
-        """Return predictions of frames `context` ... one step ahead, each after the true past.
+        """Return predictions of what follows the context one step ahead, each after the true past.
 
         Args:
             ids: True visual tokens of whole clips.
             actions: [clip, time - 1, group].
             context: True frames before the first prediction.
             progress: Told about every step.
+
+        Raises:
+            ConfigError: If no whole number of grids stands for the context.
         """
         return self._generate(
-            ids[:, : actions.shape[1]],
+            ids[:, : self.model.layout.num_steps(actions.shape[1])],
             actions,
             feed_back=False,
-            first_drawn=context - 1,
+            first_drawn=self.visual_tokenizer.num_latents(context) - 1,
             progress=progress,
         )
 
     @torch.no_grad()
     def _generate(
         self,
-        given_ids: Int[np.ndarray, "clip time cell"],
+        given_ids: Int[np.ndarray, "clip given cell"],
         actions: np.ndarray,
         *,
         feed_back: bool,
@@ -139,7 +220,9 @@ class Roller:
         progress: Progress | None,
     ) -> Int[np.ndarray, "clip step cell"]:
         given = torch.from_numpy(np.ascontiguousarray(given_ids)).long()
-        action_ids = torch.from_numpy(self.action_tokenizer.encode(actions)).long()
+        action_ids = self.model.layout.actions_of_steps(
+            torch.from_numpy(self.action_tokenizer.encode(actions)).long()
+        )
         first = given.shape[1] - 1 if first_drawn is None else first_drawn
         if len(self.seeds) < len(given):
             raise DataError(f"{len(given)} clips need as many seeds, got {len(self.seeds)}")
@@ -154,7 +237,7 @@ class Roller:
                 if progress is not None:
                     progress(
                         f"clips {chunk.start + 1} to {chunk.stop} of {len(given)}, "
-                        f"step {step + 1} of {actions.shape[1] - first}"
+                        f"step {step + 1} of {action_ids.shape[1] - first}"
                     )
             rows.append(torch.stack(drawn, dim=1))
         return torch.cat(rows).cpu().numpy()
@@ -167,7 +250,7 @@ class Roller:
         first: int,
         feed_back: bool,
     ) -> Iterator[torch.Tensor]:
-        """Yield the drawn frame after each step from `first` on."""
+        """Yield the drawn grid after each step from `first` on."""
         cache = self.model.new_cache(len(given))
         drawn = given[:, 0]
         for step in range(action_ids.shape[1]):
@@ -175,8 +258,8 @@ class Roller:
             current = drawn if dreamt else given[:, step]
             draft = self.model.observe(cache, current, action_ids[:, step])
             if step >= first:
-                # Numbered as in a session: the last frame of the context is frame 0.
-                frame = step - first + 1
-                uniforms = frame_uniforms(seeds, [frame] * len(given), given.shape[-1])
+                # Numbered as in a session: the last grid of the context is number 0.
+                number = step - first + 1
+                uniforms = frame_uniforms(seeds, [number] * len(given), given.shape[-1])
                 drawn = self.decoder.draw_frame(self.model, draft, uniforms)
                 yield drawn

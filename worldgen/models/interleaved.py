@@ -26,7 +26,10 @@ class InterleavedConfig:
     columns: int
     codebook_size: int
     num_action_tokens: int
+    """Of all frames of a step together."""
     action_vocabulary_size: int
+    frames_per_step: int = 1
+    """Frames that a grid of visual tokens stands for; see `SequenceLayout`."""
     width: int = 256
     num_heads: int = 8
     num_key_value_heads: int = 4
@@ -55,6 +58,7 @@ class InterleavedConfig:
             rows=self.rows,
             columns=self.columns,
             num_action_tokens=self.num_action_tokens,
+            frames_per_step=self.frames_per_step,
         )
 
     @property
@@ -76,9 +80,12 @@ class StepEmbedding(nn.Module):
     def __init__(self, config: InterleavedConfig) -> None:
         super().__init__()
         self.rows = config.rows
+        self.action_vocabulary_size = config.action_vocabulary_size
+        self.frames_per_step = config.frames_per_step
         self.visual = nn.Embedding(config.codebook_size, config.token_embedding_width)
         self.neighbourhood = nn.Conv2d(config.token_embedding_width, config.width, 3, padding=1)
-        self.action = nn.Embedding(max(config.action_vocabulary_size, 1), config.width)
+        num_actions = config.action_vocabulary_size * config.frames_per_step
+        self.action = nn.Embedding(max(num_actions, 1), config.width)
         self.action_to_cells = nn.Linear(config.width, config.width, bias=False)
 
     def forward(
@@ -98,11 +105,24 @@ class StepEmbedding(nn.Module):
             "(b frame) channel row column -> b frame (row column) channel",
             b=batch,
         )
-        actions = self.action(action_ids)
+        actions = self.action(self._numbered(action_ids))
         # Attention could bring the action to every cell; giving it outright makes a short
         # training follow it, which is what a player notices first.
         cells = cells + self.action_to_cells(actions.sum(dim=2, keepdim=True))
         return torch.cat((actions, cells), dim=2)
+
+    def _numbered(
+        self, action_ids: Int[Tensor, "batch frame slot"]
+    ) -> Int[Tensor, "batch frame slot"]:
+        """Return ids that differ for the same action in different frames of a step.
+
+        The cells get the sum of the embedded actions, which would forget their order.
+        """
+        frames = torch.arange(self.frames_per_step, device=action_ids.device)
+        slots = action_ids.shape[-1] // self.frames_per_step
+        return (
+            action_ids + repeat(frames, "q -> (q slot)", slot=slots) * self.action_vocabulary_size
+        )
 
 
 class WithinFrame(nn.Module):
