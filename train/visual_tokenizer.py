@@ -202,12 +202,13 @@ def run(cfg: DictConfig) -> RunFolder:
             terms["quantizer"] = output.quantizer_loss
             loss = torch.stack(list(terms.values())).sum()
             optimiser.zero_grad(set_to_none=True)
-            opposed = adversaries.backward(verdicts)
+            strength = adversaries.backward(verdicts)
             loss.backward(inputs=list(tokenizer.parameters()))
-            norm = torch.nn.utils.clip_grad_norm_(
+            strength["gradient_norm"] = torch.nn.utils.clip_grad_norm_(
                 tokenizer.parameters(), training.optimiser.gradient_clip
             )
-            refuse_non_finite({**opposed, **terms, "gradient norm": norm}, step)
+            opposed = verdicts.discriminator_terms
+            refuse_non_finite({**opposed, **terms, **strength}, step)
             optimiser.step()
             adversaries.step(verdicts, progress)
             average.update(tokenizer, step)
@@ -225,7 +226,7 @@ def run(cfg: DictConfig) -> RunFolder:
                 figures = {
                     "loss": float(loss.detach()),
                     **{name: float(term.detach()) for name, term in minimised.items()},
-                    "gradient_norm": float(norm),
+                    **{name: float(value) for name, value in strength.items()},
                     "learning_rate": rate,
                     "stage": stage,
                     f"batch_psnr_{draw.kind}": quality,

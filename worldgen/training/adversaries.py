@@ -117,7 +117,7 @@ class Adversaries(nn.Module):
         """Find the gradients of the discriminators, and of nothing else; keep the graph.
 
         Returns:
-            Their norm, by name, and all that they minimise; none where no discriminator took part.
+            Their norm, by name; none where no discriminator took part.
         """
         if not verdicts.terms:
             return {}
@@ -126,7 +126,7 @@ class Adversaries(nn.Module):
             adversary.backward(terms)
         clip = self._optimiser_config.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.parameters(), clip)
-        return {**verdicts.discriminator_terms, "discriminator_gradient_norm": norm}
+        return {"discriminator_gradient_norm": norm}
 
     def step(self, verdicts: Verdicts, progress: float) -> None:
         """Change the weights of those that took part; after all backward passes."""
