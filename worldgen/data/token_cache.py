@@ -30,6 +30,8 @@ _FORMAT = "worldgen-tokens"
 _VERSION = 1
 _META_FILE = "meta.json"
 _FRAMES_AT_ONCE = 128
+# Clips go through a tokenizer grid by grid: eight together took half the time of two.
+_CLIP_FRAMES_AT_ONCE = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +278,7 @@ def _encode_runs(
     """Yield the ids of each run, runs of one length encoded together."""
     for steps, group in itertools.groupby(runs, key=lambda run: run.steps):
         alike = list(group)
-        at_once = max(1, _FRAMES_AT_ONCE // tokenizer.num_frames(steps))
+        at_once = max(1, _CLIP_FRAMES_AT_ONCE // tokenizer.num_frames(steps))
         for first in range(0, len(alike), at_once):
             batch = alike[first : first + at_once]
             yield _encode(tokenizer, np.stack([frames[run.frames] for run in batch]))
