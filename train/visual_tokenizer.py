@@ -215,6 +215,9 @@ def run(cfg: DictConfig) -> RunFolder:
             step += 1
             frames_seen += draw.num_frames
             progress = training.length.progress(step, clock.elapsed_seconds)
+            if stages.clips_begin(stage, stages.stage(progress)):
+                tokenizer.begin_clips()
+                average.module.begin_clips()
 
             if step % training.log_steps == 0:
                 with torch.no_grad():

@@ -52,6 +52,19 @@ def test_a_joint_stage_draws_clips_and_resolutions_in_their_shares() -> None:
     assert max(int(draw.starts.max()) for draw in draws if draw.kind == "images") == 9
 
 
+def test_clips_begin_once_with_the_first_stage_that_draws_them() -> None:
+    made = Stages(
+        (IMAGES, IMAGES, JOINT, IMAGES, JOINT),
+        lambda clip_frames: np.ones(40),
+        frame_size=(8, 8),
+        seed=0,
+    )
+    begins = [(before, before + 1) for before in range(4) if made.clips_begin(before, before + 1)]
+    assert begins == [(1, 2)]
+    assert not made.clips_begin(1, 1)
+    assert made.clips_begin(0, 2)
+
+
 def test_a_draw_is_a_function_of_seed_and_step_alone() -> None:
     used, fresh = stages(), stages()
     for step in range(20):

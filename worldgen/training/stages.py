@@ -107,6 +107,11 @@ class Stages:
         """Return the number of the stage at a share of the training in [0, 1)."""
         return int(np.searchsorted(self._ends[:-1], progress, side="right"))
 
+    def clips_begin(self, before: int, now: int) -> bool:
+        """Return whether clips are drawn in stage `now` and were in none up to stage `before`."""
+        clips = [stage.longest_clip > 1 for stage in self._stages]
+        return now > before and clips[now] and not any(clips[: before + 1])
+
     def draw(self, step: int, stage: int) -> Draw:
         """Return the batch of a step."""
         config = self._stages[stage]

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from worldgen.config import to_mapping
@@ -483,3 +484,27 @@ def test_saved_autoencoder_gives_the_same(tmp_path: Path) -> None:
     save_visual_tokenizer(tmp_path / "tokenizer.safetensors", make())
     with pytest.raises(CheckpointError, match="not an autoencoder"):
         load_autoencoder(tmp_path / "tokenizer.safetensors")
+
+
+@pytest.mark.parametrize("embedding", ["linear", "convolutional"])
+def test_clips_begin_with_what_images_have_taught(embedding: str) -> None:
+    tokenizer = make(codec={"patch_embedding": embedding, "frames_per_latent": 4}).eval()
+    image = torch.rand(1, 1, 3, 24, 40) * 2 - 1
+    still = image.repeat(1, 5, 1, 1, 1)
+    encoder, decoder = tokenizer.encoder, tokenizer.decoder
+
+    def embedded() -> tuple[Tensor, Tensor]:
+        first = rearrange(still[:, :1], "b t rgb (r y) (c x) -> b t r c (rgb y x)", y=4, x=4)
+        later = rearrange(still[:, 1:], "b t rgb (r y) (c x) -> b r c (rgb t y x)", y=4, x=4)
+        return encoder.first_frame(first), encoder.later_frames(later[:, None])
+
+    with torch.no_grad():
+        different = [part.clone() for part in embedded()]
+        assert not torch.allclose(*different, atol=1e-3)
+        tokenizer.begin_clips()
+        torch.testing.assert_close(*embedded(), rtol=1e-5, atol=1e-5)
+        volume = torch.randn(1, 1, 6, 10, 16)
+        one, four = decoder.first_frame(volume), decoder.later_frames(volume)
+        frames = rearrange(four, "... (rgb t yx) -> t ... (rgb yx)", rgb=3, t=4)
+        for frame in frames:
+            torch.testing.assert_close(frame, one)
