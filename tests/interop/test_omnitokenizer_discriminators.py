@@ -1,7 +1,5 @@
 """Discriminators and adversarial losses against numbers that OmniTokenizer's own code computed."""
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests import reference_cases
 from worldgen.errors import CheckpointError
 from worldgen.interop.files import ForeignState
 from worldgen.interop.omnitokenizer_discriminators import (
@@ -26,17 +25,7 @@ from worldgen.tokenizers.adversarial import (
 )
 from worldgen.tokenizers.discriminators import DiscriminatorOutput, PatchDiscriminator
 
-
-def _folders() -> list[Path]:
-    roots = [Path(__file__).parents[1] / "reference" / "omnitokenizer"]
-    if "WORLDGEN_REFERENCE_DIR" in os.environ:
-        roots.append(Path(os.environ["WORLDGEN_REFERENCE_DIR"]) / "omnitokenizer")
-    found = [path.parent for root in roots for path in sorted(root.glob("*/config.json"))]
-    return [
-        folder
-        for folder in found
-        if json.loads((folder / "config.json").read_text())["mode"] == "train"
-    ]
+CASES = reference_cases.reference_cases("omnitokenizer", lambda config: config["mode"] == "train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +68,17 @@ class Case:
         return clips[torch.arange(len(clips)), self.inputs[f"{batch}.frame_idx"]][:, None]
 
 
-@pytest.fixture(params=[pytest.param(folder, id=folder.name) for folder in _folders()])
+@pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
-    folder: Path = request.param
-    config = json.loads((folder / "config.json").read_text())
+    reference: reference_cases.Case = request.param
+    config = reference.config
     return Case(
-        path=folder / "weights.safetensors",
+        path=reference.weights,
         step=config["global_step"],
         arguments=config["args"],
-        weights=load_file(folder / "weights.safetensors"),
-        inputs=load_file(folder / "inputs.safetensors"),
-        outputs=load_file(folder / "outputs.safetensors"),
+        weights=load_file(reference.weights),
+        inputs=reference.inputs,
+        outputs=reference.outputs,
     )
 
 

@@ -1,7 +1,5 @@
 """The class-conditional language model against numbers that OmniTokenizer's own code computed."""
 
-import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests import reference_cases
 from worldgen.errors import CheckpointError
 from worldgen.generation.class_conditional import (
     ClassConditionalSamplingConfig,
@@ -26,18 +25,8 @@ from worldgen.interop.omnitokenizer_language_model import (
 )
 from worldgen.models.class_conditional import ClassConditionalTransformer
 
-
-def _folders() -> list[Path]:
-    roots = [Path(__file__).parents[1] / "reference" / "omnitokenizer"]
-    if "WORLDGEN_REFERENCE_DIR" in os.environ:
-        roots.append(Path(os.environ["WORLDGEN_REFERENCE_DIR"]) / "omnitokenizer")
-    found = [path.parent for root in roots for path in sorted(root.glob("*/config.json"))]
-    # A language model is known by its arguments; the other cases are tokenizers.
-    return [
-        folder
-        for folder in found
-        if "n_layer" in json.loads((folder / "config.json").read_text())["args"]
-    ]
+# A language model is known by its arguments; the other cases are tokenizers.
+CASES = reference_cases.reference_cases("omnitokenizer", lambda config: "n_layer" in config["args"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +39,22 @@ class Case:
     outputs: dict[str, Tensor]
 
 
-@pytest.fixture(params=[pytest.param(folder, id=folder.name) for folder in _folders()])
+@pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
-    folder: Path = request.param
-    arguments = json.loads((folder / "config.json").read_text())["args"]
-    path = folder / "weights.safetensors"
+    reference: reference_cases.Case = request.param
+    arguments = reference.config["args"]
+    path = reference.weights
     model = read_class_conditional(
         ForeignState(load_file(path), path), class_conditional_config(arguments)
     )
-    inputs = load_file(folder / "inputs.safetensors")
+    inputs = reference.inputs
     return Case(
         arguments=arguments,
         model=model,
         codes=inputs["codes"],
         labels=inputs["labels"][:, 0],
         sequence=inputs["sequence"],
-        outputs=load_file(folder / "outputs.safetensors"),
+        outputs=reference.outputs,
     )
 
 
