@@ -21,7 +21,7 @@ def command(folder: Path, *words: str) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1000,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -30,6 +30,7 @@ def command(folder: Path, *words: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # Six programs in turn, on a machine that may be slow.
 @pytest.mark.parametrize("name", ["car_racing", "crafter"])
 def test_record_train_resume_and_play(tmp_path: Path, name: str) -> None:
     recording, tokenizer, world = (tmp_path / part for part in ("recording", "tokenizer", "world"))

@@ -15,6 +15,7 @@ def read_notebook() -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # Records and trains twice, on a machine that may be slow.
 def test_the_notebook_records_trains_and_plays(tmp_path: Path) -> None:
     pytest.importorskip("Box2D")
     notebook = read_notebook()
@@ -37,7 +38,8 @@ def test_the_notebook_records_trains_and_plays(tmp_path: Path) -> None:
     )
     client = NotebookClient(
         notebook,
-        timeout=300,
+        timeout=1000,
+        startup_timeout=300,
         kernel_name="python3",
         resources={"metadata": {"path": str(NOTEBOOK.parent)}},
     )

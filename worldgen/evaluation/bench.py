@@ -141,7 +141,10 @@ def _through_browser(
     try:
         with sync_playwright() as playwright:
             chromium = playwright.chromium.launch(
-                executable_path=str(program), args=arguments, headless=True
+                executable_path=str(program),
+                args=arguments,
+                headless=True,
+                timeout=1000 * _START_SECONDS,
             )
             # Playwright asks the page for its figures by evaluating text, which the page's own
             # policy forbids.
