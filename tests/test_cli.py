@@ -10,9 +10,9 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from tests.factories import tiny_world
 from worldgen.cli import main
@@ -207,10 +207,10 @@ def test_an_interrupted_rollout_keeps_what_it_has(
     words = ["--actions", "left*100000", "--out", str(video), "--log", str(log)]
     advance, taken = Session.advance, itertools.count(1)
 
-    def advance_until_ctrl_c(session: Session, action_ids: torch.Tensor) -> None:
+    def advance_until_ctrl_c(*arguments: Any) -> None:
         if next(taken) == 20:
             os.kill(os.getpid(), signal.SIGINT)
-        advance(session, action_ids)
+        advance(*arguments)
 
     with monkeypatch.context() as interrupted:
         interrupted.setattr(Session, "advance", advance_until_ctrl_c)
