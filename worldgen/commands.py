@@ -71,8 +71,7 @@ def _rollout(arguments: Namespace) -> int:
 
     def frames(until: Iterator[Num[np.ndarray, " group"]]) -> Iterator[Frame]:
         yield session.frame
-        for action in until:
-            yield session.step(action)
+        yield from session.play(until)
 
     try:
         with _interruptible(np.tile(actions, (arguments.repeat, 1))) as steps:
@@ -114,13 +113,13 @@ def _replay(arguments: Namespace) -> int:
                     return
             yield session.frame if arguments.out else None
 
-    _consume(frames(), len(log.actions), world, arguments)
+    _consume(frames(), len(log.digests), world, arguments)
     digests = session.log().digests
     if first_difference is None:
         print(f"identical: {len(digests)} frames, hash {session.log().total_hash}")
         return 0
     print(
-        f"different from frame {first_difference} of {len(log.actions)} on: the log says "
+        f"different from frame {first_difference} of {len(log.digests)} on: the log says "
         f"{log.digests[first_difference - 1]}, it came out as {digests[first_difference - 1]}"
     )
     return 1 if arguments.verify else 0

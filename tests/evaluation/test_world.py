@@ -68,7 +68,7 @@ def result(world: World) -> Iterator[dict[str, Any]]:
         # The same measures over fewer frames, for both evaluations below.
         patch.setattr("worldgen.evaluation.world._REPLAY_FRAMES", {False: 20})
         patch.setattr("worldgen.evaluation.world._COST_FRAMES", {False: (5, 20)})
-        patch.setattr("worldgen.evaluation.replay._TIMED_FRAMES", 10)
+        patch.setattr("worldgen.evaluation.replay._TIMED_STEPS", 10)
         yield evaluate_world(world, clips=2, progress=False)
 
 

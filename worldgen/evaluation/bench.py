@@ -41,7 +41,8 @@ def bench_play(world: World, frames: int = 200, *, browser: bool | None = None) 
     `latency_ms` is from the key press to the painted canvas, a frame under way when the key went
     down included; `frame_latency_ms` from asking for a frame to its being painted. Without a
     browser or Playwright the same steps go through the WebSocket, and `browser` is false: then
-    both latencies end when the pixels arrive.
+    both latencies end when the pixels arrive. Where frames are drawn several at a time, a key shows
+    in the first of the next ones: `frames_drawn_together` - 1 frames later than that at most.
 
     Args:
         world: World to play.
@@ -71,6 +72,7 @@ def bench_play(world: World, frames: int = 200, *, browser: bool | None = None) 
         "world_hash": world.hash,
         **measured,
         "frames": frames,
+        "frames_drawn_together": world.model.layout.frames_per_step,
         "key_presses": presses,
         "decoder": world.card.decoders[0],
         "hardware": {name: value for name, value in hardware().items() if name != "threads"},

@@ -4,6 +4,7 @@ A world ships no recordings. Its `evaluation.json` names an environment seed and
 the reset on for each clip, and the real environment renders the truth again.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -70,6 +71,26 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    def with_context(self, context: int) -> "Clips":
+        """Return the clips with fewer frames of context, the later ones.
+
+        Raises:
+            DataError: If they have not so many.
+        """
+        if not 1 <= context <= self.context:
+            raise DataError(
+                f"clips with {self.context} frames of context cannot have {context}; "
+                f"ask for 1 to {self.context}"
+            )
+        dropped = self.context - context
+        return dataclasses.replace(
+            self,
+            context=context,
+            frames=self.frames[:, dropped:],
+            actions=self.actions[:, dropped:],
+            columns={name: column[:, dropped:] for name, column in self.columns.items()},
+        )
 
     def first(self, count: int) -> "Clips":
         """Return the first `count` clips."""

@@ -70,7 +70,9 @@ def evaluate_world(
 
     8 frames of context, 64 frames on, the recorded actions, from episodes that were never trained
     on. References: repeating the last frame of the context, and the tokenizer's own
-    reconstruction of the truth.
+    reconstruction of the truth. A world whose grids stand for several frames gets as many of the
+    8 frames as a whole number of its grids stands for; frames are compared, and every recorded
+    action is heeded at its own frame.
 
     Args:
         world: World to measure, with its default decoder and sampling.
@@ -114,7 +116,12 @@ def evaluate_world(
         )
         result["tokens"] = _tokens(material, predicted, probes)
         bar.update()
-        motion = {n: p for n, p in probes.items() if isinstance(p, MotionProbe)}
+        motion = {
+            name: probe
+            for name, probe in probes.items()
+            # A judge that sees more frames than the context has cannot read the first step.
+            if isinstance(probe, MotionProbe) and probe.config.num_frames <= material.context
+        }
         tiles = {n: p for n, p in probes.items() if isinstance(p, TileProbe)}
         if motion:
             result["motion"] = _motion(material, motion, tell)
@@ -141,16 +148,25 @@ class _Material:
     world: World
     clips: Clips
     roller: Roller
-    ids: Int[np.ndarray, "clip time cell"]
+    ids: Int[np.ndarray, "clip step cell"]
     """The tokenizer's tokens of the true frames."""
     reconstruction: UInt8[np.ndarray, "clip time height width 3"]
-    generated_ids: Int[np.ndarray, "clip step cell"]
     generated: UInt8[np.ndarray, "clip step height width 3"]
     environment: RealEnvironment | None
 
     @property
     def context(self) -> int:
         return self.clips.context
+
+    @property
+    def context_ids(self) -> Int[np.ndarray, "clip step cell"]:
+        return self.ids[:, : self.world.tokenizer.num_latents(self.context)]
+
+    def show(
+        self, generated_ids: Int[np.ndarray, "clip step cell"], steps: int
+    ) -> UInt8[np.ndarray, "clip step height width 3"]:
+        """Return the first `steps` frames of what was generated after the context."""
+        return self.roller.decode_after(self.context_ids, generated_ids)[:, :steps]
 
     @property
     def truth(self) -> UInt8[np.ndarray, "clip step height width 3"]:
@@ -190,6 +206,7 @@ def _prepare(world: World, count: int, data: Path | None, tell: Progress) -> _Ma
             )
         environment = RealEnvironment(card.id, card.options)
         clips = render_clips(specs[:count], environment, context=context, progress=tell)
+    clips = clips.with_context(world.tokenizer.longest_clip(clips.context))
     roller = Roller(
         model=world.model,
         visual_tokenizer=world.tokenizer,
@@ -199,26 +216,27 @@ def _prepare(world: World, count: int, data: Path | None, tell: Progress) -> _Ma
     )
     tell("tokens of the truth")
     ids = roller.encode(clips.frames)
-    generated_ids = roller.roll_out(ids[:, : clips.context], clips.actions, progress=tell)
+    context_ids = ids[:, : world.tokenizer.num_latents(clips.context)]
+    generated_ids = roller.roll_out(context_ids, clips.actions, progress=tell)
     return _Material(
         world=world,
         clips=clips,
         roller=roller,
         ids=ids,
-        reconstruction=roller.decode(ids),
-        generated_ids=generated_ids,
-        generated=roller.decode(generated_ids),
+        reconstruction=roller.decode(ids)[:, : clips.frames.shape[1]],
+        generated=roller.decode_after(context_ids, generated_ids)[:, : clips.horizon],
         environment=environment,
     )
 
 
 def _protocol(world: World, material: _Material, data: Path | None) -> dict[str, Any]:
-    sampling = world.card.sampling
+    sampling, together = world.card.sampling, world.model.layout.frames_per_step
     return {
         "clips": len(material.clips),
         "episodes": len({spec.seed for spec in material.clips.specs}),
         "context_frames": material.context,
         "predicted_frames": material.clips.horizon,
+        **({"frames_drawn_together": together} if together > 1 else {}),
         "split": "test",
         "source": "recording" if data is not None else "rendered by the real environment",
         "clips_that_differ_from_the_recording": material.clips.changed,
@@ -234,7 +252,7 @@ def _tokenizer(world: World, material: _Material) -> dict[str, Any]:
     quality = frame_quality(material.reconstruction, material.clips.frames)
     usage = code_usage(torch.from_numpy(material.ids), world.tokenizer.codebook_size)
     return {
-        "frames": int(np.prod(material.ids.shape[:2])),
+        "frames": int(np.prod(material.clips.frames.shape[:2])),
         "psnr": float(quality.psnr.mean()),
         "psnr_worst_frame": float(quality.psnr.min()),
         "ssim": float(quality.ssim.mean()),
@@ -304,8 +322,8 @@ def _held_rollouts(
         actions = np.concatenate(
             (material.clips.actions[:, : context - 1], np.broadcast_to(settings, shape)), axis=1
         )
-        ids = material.roller.roll_out(material.ids[:, :context], actions)
-        held[name] = material.dream(material.roller.decode(ids))
+        ids = material.roller.roll_out(material.context_ids, actions)
+        held[name] = material.dream(material.show(ids, steps))
     return held
 
 
@@ -353,7 +371,8 @@ def _tiles(
     true = tile_classes(clips.columns, probe.config, leading_axes=2)
     originals = probe.read(clips.frames)
     schema = material.world.action_tokenizer.schema
-    read = probe.read(material.roller.decode(predicted))
+    shown = material.roller.decode_each_after(material.ids, predicted)
+    read = probe.read(shown[:, : clips.horizon])
     # Frames in which the recorded actions were taken, and those that followed.
     before, after = true[:, context - 1 : -1], true[:, context:]
     names = _action_names(material.world, clips.actions[:, context - 1 :])

@@ -39,13 +39,16 @@ class RolloutLog:
     start: int | None
     """Index among the world's shipped starts, None for a start of the user's own."""
     context_ids: tuple[tuple[int, ...], ...]
-    """Visual tokens of the context frames, the last one being frame 0 of the rollout."""
+    """Visual tokens of the context, whose last frame is frame 0 of the rollout."""
     context_actions: tuple[tuple[int, ...], ...]
-    """Action tokens between the context frames, one tuple fewer than frames."""
+    """Action tokens of the steps of the context, one tuple fewer than grids."""
     actions: tuple[tuple[int, ...], ...]
-    """Action tokens of every step taken."""
+    """Action tokens of every frame drawn, as it was drawn; where several frames are drawn
+    together, those that were not shown yet are among them."""
     digests: tuple[str, ...]
-    """`frame_digest` of every generated frame."""
+    """For every frame shown the `frame_digest` of its grid."""
+    frames_per_step: int = 1
+    """Frames that are drawn together; not written where it is 1."""
 
     @property
     def total_hash(self) -> str:
@@ -62,7 +65,10 @@ class RolloutLog:
     def to_json(self) -> dict[str, Any]:
         """Return the log as JSON can hold it."""
         header = {"format": _FORMAT, "version": _VERSION, "total_hash": self.total_hash}
-        return header | to_mapping(self)
+        content = to_mapping(self)
+        if self.frames_per_step == 1:
+            del content["frames_per_step"]
+        return header | content
 
     @classmethod
     def from_json(cls, data: Any) -> "RolloutLog":
@@ -85,14 +91,16 @@ class RolloutLog:
             log = build(cls, _tuples(rest, fields))
         except ConfigError as error:
             raise LogError(f"malformed rollout log: {error}") from error
-        if len(log.digests) != len(log.actions):
+        size = log.frames_per_step
+        if size < 1 or len(log.actions) != -(-len(log.digests) // size) * size:
             raise LogError(
                 f"malformed rollout log: {len(log.actions)} actions but {len(log.digests)} digests"
+                + (f" of frames drawn {size} at a time" if size != 1 else "")
             )
         if len(log.context_ids) != len(log.context_actions) + 1:
             raise LogError(
-                f"malformed rollout log: {len(log.context_ids)} context frames need one action "
-                f"fewer, got {len(log.context_actions)}"
+                f"malformed rollout log: {len(log.context_ids)} context frames or grids need the "
+                f"actions of one fewer, got {len(log.context_actions)}"
             )
         if total_hash != log.total_hash:
             raise LogError(

@@ -1,39 +1,40 @@
 """A world being played: reset, step, fork, rewind, save, replay."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from worldgen.errors import ActionError, LogError, SessionLimitError
 from worldgen.generation.decoding import ScheduleDecoder, make_decoder
 from worldgen.generation.log import RolloutLog, frame_digest
+from worldgen.generation.pixels import SessionPixels
 from worldgen.generation.random import frame_uniforms
 from worldgen.models.base import WorldModel
-from worldgen.records import to_uint8
 from worldgen.tokenizers.action import ActionTokenizer, parse_action
 from worldgen.tokenizers.visual import VisualTokenizer
 
 __all__ = ["Session", "SessionParts", "Start"]
 
-_SPARE_FRAMES = 64
-"""Frames that can be rewound without computing them again."""
+_SPARE_STEPS = 64
+"""Steps that can be rewound without computing them again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
     """Context from which a session begins, and how to bring the real environment there."""
 
-    visual_ids: Int[Tensor, "frame cell"]
-    """Visual tokens of the context frames; the last one is frame 0 of the session."""
+    visual_ids: Int[Tensor, "step cell"]
+    """Visual tokens of the context; its last frame is frame 0 of the session."""
     action_ids: Int[Tensor, "action slot"]
-    """Action tokens between them, one row fewer."""
+    """Action tokens of its steps but the last, whose actions are yet to come."""
     environment_seed: int | None = None
     environment_actions: NDArray[Any] | None = None
     """Actions `[step, group]` from the environment's reset to frame 0."""
@@ -41,8 +42,8 @@ class Start:
     def __post_init__(self) -> None:
         if len(self.visual_ids) < 1 or len(self.action_ids) != len(self.visual_ids) - 1:
             raise ActionError(
-                f"a start of {len(self.visual_ids)} context frames needs one action fewer, "
-                f"got {len(self.action_ids)}"
+                f"a start of {len(self.visual_ids)} context steps needs the actions of one step "
+                f"fewer, got those of {len(self.action_ids)}"
             )
 
 
@@ -62,6 +63,11 @@ class Session:
 
     Everything that is generated is a function of the start, the seed, the decoder and the
     actions: sessions can be forked, rewound and replayed and give the same ids again.
+
+    Where a grid of tokens stands for several frames, they are drawn together when the first of them
+    is asked for, under the actions known at that moment; the last known one is held for the rest.
+    Their other actions come too late to change them. What the session remembers, logs and
+    replays are the actions that the frames were drawn under.
 
     Args:
         parts: Networks of the world; shared between sessions, never changed by them.
@@ -89,22 +95,40 @@ class Session:
 
     def reset(self, start: Start, start_index: int | None = None) -> NDArray[np.uint8]:
         """Begin again from a context; return its last frame, uint8 `[height, width, 3]`."""
+        slots = self.parts.model.layout.num_action_tokens
+        if len(start.action_ids) and start.action_ids.shape[1:] != (slots,):
+            raise ActionError(
+                f"a step of world {self.parts.world!r} has {slots} action tokens, the start's have "
+                f"the shape {list(start.action_ids.shape)}"
+            )
         self.start = start
         self.start_index = start_index
         # Bytes, not tensors: a session may last for hours, and a small tensor costs kilobytes.
         self._ids = [_pack(start.visual_ids[-1])]
         self._actions: list[bytes] = []
+        self._frame_index = 0
+        self._pixels = SessionPixels(self.parts.visual_tokenizer)
         self._observe_again(0)
         return self.frame
 
     @property
     def frame_index(self) -> int:
         """Number of the current frame; 0 is the last frame of the context."""
-        return len(self._actions)
+        return self._frame_index
+
+    @property
+    def frames_per_step(self) -> int:
+        """Frames that are drawn together."""
+        return self.parts.model.layout.frames_per_step
+
+    @property
+    def frames_left(self) -> int:
+        """Frames after the current one that are drawn already, whatever the next actions are."""
+        return len(self._actions) * self.frames_per_step - self._frame_index
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """Visual tokens of the current frame, raster order, int64 `[cell]`."""
+        """Visual tokens of the grid with the current frame, raster order, int64 `[cell]`."""
         return self.ids_at(self.frame_index)
 
     @property
@@ -114,10 +138,22 @@ class Session:
 
     @property
     def actions(self) -> NDArray[Any]:
-        """Actions taken so far, in the groups of the schema, `[step, group]`."""
-        slots = self.parts.action_tokenizer.num_slots
-        ids = np.frombuffer(b"".join(self._actions), dtype=np.int32).reshape(-1, slots)
+        """Actions that led to the frames so far, in the groups of the schema, `[frame, group]`."""
+        ids = self._frame_actions()[: self._frame_index]
         return self.parts.action_tokenizer.decode(ids.astype(np.int64))
+
+    def action_at(self, index: int) -> NDArray[Any]:
+        """Return the action that led to frame `index`, in the groups of the schema, `[group]`.
+
+        It is the one given, or one that was held when the frame was drawn.
+
+        Raises:
+            SessionLimitError: If the session has no such frame, or it is frame 0.
+        """
+        self._check_index(index, first=1)
+        step, place = divmod(index - 1, self.frames_per_step)
+        rows = _unpack(self._actions[step]).reshape(self.frames_per_step, -1)
+        return self.parts.action_tokenizer.decode(rows[place].numpy())
 
     def frame_at(self, index: int) -> NDArray[np.uint8]:
         """Return frame `index`, `0 <= index <= frame_index`, uint8 `[height, width, 3]`.
@@ -126,34 +162,75 @@ class Session:
             SessionLimitError: If the session has no such frame.
         """
         self._check_index(index)
-        return self._decode(_unpack(self._ids[index]))
+        place = (index - 1) % self.frames_per_step if index else -1
+        number = len(self.start.action_ids) + self._step_of(index)
+        return self._pixels.frame(number, place, self._grid)
 
     def ids_at(self, index: int) -> NDArray[np.int64]:
-        """Return the visual tokens of frame `index`, int64 `[cell]`.
+        """Return the visual tokens of the grid with frame `index`, int64 `[cell]`.
 
         Raises:
             SessionLimitError: If the session has no such frame.
         """
         self._check_index(index)
-        return _unpack(self._ids[index]).numpy()
+        return _unpack(self._ids[self._step_of(index)]).numpy()
 
-    def step(self, action: NDArray[Any] | str) -> NDArray[np.uint8]:
+    def step(
+        self, action: NDArray[Any] | str, following: Sequence[NDArray[Any] | str] = ()
+    ) -> NDArray[np.uint8]:
         """Take an action in the current frame; return the next one, uint8 `[height, width, 3]`.
 
         Args:
             action: Values of the schema's groups, or a name such as `"left+gas"`.
+            following: The actions after it where they are known, for frames that are drawn
+                together; those beyond are left alone.
 
         Raises:
             ActionError: If the action does not fit the world's schema.
         """
-        self.advance(self._action_ids(action))
+        ids = [self._action_ids(each) for each in (action, *following[: self.frames_per_step - 1])]
+        self.advance(ids[0], torch.stack(ids)[1:])
         return self.frame
 
-    def advance(self, action_ids: Int[Tensor, " slot"]) -> None:
-        """Take a step given as action tokens, without decoding pixels."""
-        parts = self.parts
+    def play(self, actions: Iterable[NDArray[Any] | str]) -> Iterator[NDArray[np.uint8]]:
+        """Take actions one after the other, each heeded at its own frame; yield the frames.
+
+        Actions are asked for as many at a time as frames are drawn together.
+
+        Args:
+            actions: Each as `step` takes them.
+
+        Raises:
+            ActionError: If an action does not fit the world's schema.
+        """
+        rest = iter(actions)
+        while together := list(itertools.islice(rest, self.frames_left or self.frames_per_step)):
+            for number, action in enumerate(together, start=1):
+                yield self.step(action, together[number:])
+
+    def advance(
+        self,
+        action_ids: Int[Tensor, " slot"],
+        following: Int[Tensor, "action slot"] | None = None,
+    ) -> None:
+        """Take a step given as action tokens, without decoding pixels.
+
+        Args:
+            action_ids: Of the action.
+            following: Of the actions after it, as in `step`.
+        """
+        if not self.frames_left:
+            layout = self.parts.model.layout
+            known = action_ids[None]
+            if following is not None:
+                known = torch.cat((known, following))[: layout.frames_per_step]
+            self._draw(layout.actions_of_steps(known)[0])
+        self._frame_index += 1
+
+    def _draw(self, action_ids: Int[Tensor, " slot"]) -> None:
+        parts, number = self.parts, len(self._ids)
         draft = parts.model.observe(self._cache, _unpack(self._ids[-1])[None], action_ids[None])
-        uniforms = frame_uniforms([self.seed], [self.frame_index + 1], parts.model.layout.num_cells)
+        uniforms = frame_uniforms([self.seed], [number], parts.model.layout.num_cells)
         drawn = self.decoder.draw_frame(parts.model, draft, uniforms)
         self._actions.append(_pack(action_ids))
         self._ids.append(_pack(drawn[0]))
@@ -165,28 +242,38 @@ class Session:
         copy._ids = list(self._ids)
         copy._actions = list(self._actions)
         copy._cache = self._cache.fork()
+        copy._pixels = self._pixels.fork()
         return copy
 
     def rewind(self, count: int) -> NDArray[np.uint8]:
         """Go back `count` frames and return the frame reached, uint8 `[height, width, 3]`.
 
-        The last few dozen frames cost nothing; further back the context is computed again.
+        The last few dozen frames cost nothing; further back the context is computed again. Frames
+        that were drawn together with the one reached come again, whatever the actions.
 
         Raises:
             SessionLimitError: If the session has fewer frames.
         """
         target = self.frame_index - count
         self._check_index(target)
-        observed = len(self.start.action_ids) + target
-        del self._actions[target:], self._ids[target + 1 :]
+        steps = self._step_of(target)
+        observed = len(self.start.action_ids) + steps
+        del self._actions[steps:], self._ids[steps + 1 :]
+        self._frame_index = target
+        self._pixels.forget_from(observed + 1)
         if self._cache.can_rewind_to(observed):
             self._cache.rewind_to(observed)
         else:
-            self._observe_again(target)
+            self._observe_again(steps)
         return self.frame
 
     def log(self) -> RolloutLog:
         """Return all that is needed to generate this session again."""
+        digests = [
+            digest
+            for ids in self._ids[1:]
+            for digest in [frame_digest(_unpack(ids).numpy())] * self.frames_per_step
+        ]
         return RolloutLog(
             world=self.parts.world,
             world_hash=self.parts.world_hash,
@@ -196,8 +283,9 @@ class Session:
             start=self.start_index,
             context_ids=_as_tuples(self.start.visual_ids),
             context_actions=_as_tuples(self.start.action_ids),
-            actions=tuple(tuple(_unpack(ids).tolist()) for ids in self._actions),
-            digests=tuple(frame_digest(_unpack(ids).numpy()) for ids in self._ids[1:]),
+            frames_per_step=self.frames_per_step,
+            actions=tuple(map(tuple, self._frame_actions().tolist())),
+            digests=tuple(digests[: self._frame_index]),
         )
 
     def save(self, path: Path) -> None:
@@ -230,28 +318,56 @@ class Session:
                 f"the log was made by world {log.world!r} ({log.world_hash[:12]}), this is "
                 f"{parts.world!r} ({parts.world_hash[:12]}); give the world that made it"
             )
-        visual_ids = _as_ids(
-            log.context_ids, parts.model.layout.num_cells, parts.model.codebook_size
+        layout = parts.model.layout
+        if log.frames_per_step != layout.frames_per_step:
+            raise LogError(
+                f"the log draws {log.frames_per_step} frames at a time, world {parts.world!r} "
+                f"{layout.frames_per_step}"
+            )
+        visual_ids = _as_ids(log.context_ids, layout.num_cells, parts.model.codebook_size)
+        start = Start(
+            visual_ids=visual_ids,
+            action_ids=_action_rows(parts, log.context_actions, layout.frames_per_step),
         )
-        start = Start(visual_ids=visual_ids, action_ids=_action_rows(parts, log.context_actions))
         _action_rows(parts, log.actions)
         decoder = make_decoder(log.decoder, parts.model.layout, log.sampling)
         return cls(parts, start, seed=log.seed, decoder=decoder, start_index=log.start)
 
     def replay(self, log: RolloutLog) -> Iterator[bool]:
         """Take the actions of a log one by one; yield for each frame whether it is the same."""
-        for action, digest in zip(log.actions, log.digests, strict=True):
-            self.advance(torch.tensor(action, dtype=torch.int64))
+        slots = self.parts.action_tokenizer.num_slots
+        action_ids = torch.tensor(log.actions, dtype=torch.int64).reshape(-1, slots)
+        for number, digest in enumerate(log.digests):
+            following = action_ids[number + 1 : number + self.frames_per_step]
+            self.advance(action_ids[number], following)
             yield frame_digest(self.ids) == digest
 
-    def _check_index(self, index: int) -> None:
-        if not 0 <= index <= self.frame_index:
+    def _check_index(self, index: int, first: int = 0) -> None:
+        if not first <= index <= self.frame_index:
             raise SessionLimitError(
-                f"frame {index} does not exist; the session has frames 0 to {self.frame_index}"
+                f"frame {index} does not exist; the session has frames {first} to "
+                f"{self.frame_index}"
             )
 
+    def _step_of(self, index: int) -> int:
+        """Return how many grids were drawn when frame `index` was."""
+        return self.parts.model.layout.num_steps(index)
+
+    def _grid(self, number: int) -> Int[Tensor, " cell"]:
+        """Return the ids of a grid, counted from the first one of the context."""
+        context = len(self.start.action_ids)
+        if number < context:
+            return self.start.visual_ids[number]
+        return _unpack(self._ids[number - context])
+
+    def _frame_actions(self) -> Int[NDArray[np.int32], "frame slot"]:
+        """Return the action tokens of every frame that is drawn."""
+        slots = self.parts.action_tokenizer.num_slots
+        rows = len(self._actions) * self.frames_per_step
+        return np.frombuffer(b"".join(self._actions), dtype=np.int32).reshape(rows, slots)
+
     def _observe_again(self, num_steps: int) -> None:
-        self._cache = self.parts.model.new_cache(1, spare=_SPARE_FRAMES)
+        self._cache = self.parts.model.new_cache(1, spare=_SPARE_STEPS)
         frames = [*self.start.visual_ids[:-1], *map(_unpack, self._ids[:num_steps])]
         actions = [*self.start.action_ids, *map(_unpack, self._actions[:num_steps])]
         for visual_ids, action_ids in zip(frames, actions, strict=True):
@@ -262,12 +378,6 @@ class Session:
         if isinstance(action, str):
             action = parse_action(action, tokenizer.schema)
         return torch.from_numpy(tokenizer.encode(np.asarray(action)))
-
-    @torch.no_grad()
-    def _decode(self, ids: Int[Tensor, " cell"]) -> UInt8[NDArray[np.uint8], "height width 3"]:
-        layout = self.parts.model.layout
-        grid = ids.reshape(1, 1, layout.rows, layout.columns)
-        return to_uint8(self.parts.visual_tokenizer.decode(grid))[0, 0].cpu().numpy()
 
 
 def _pack(ids: Int[Tensor, " token"]) -> bytes:
@@ -292,11 +402,13 @@ def _as_ids(rows: tuple[tuple[int, ...], ...], width: int, size: int) -> Int[Ten
     return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), width)
 
 
-def _action_rows(parts: SessionParts, rows: tuple[tuple[int, ...], ...]) -> Int[Tensor, "row slot"]:
+def _action_rows(
+    parts: SessionParts, rows: tuple[tuple[int, ...], ...], actions_per_row: int = 1
+) -> Int[Tensor, "row slot"]:
     tokenizer = parts.action_tokenizer
-    ids = _as_ids(rows, tokenizer.num_slots, tokenizer.vocabulary_size)
+    ids = _as_ids(rows, tokenizer.num_slots * actions_per_row, tokenizer.vocabulary_size)
     try:
-        tokenizer.decode(ids.numpy())
+        tokenizer.decode(ids.numpy().reshape(len(ids) * actions_per_row, tokenizer.num_slots))
     except ActionError as error:
         raise LogError(f"the log's actions do not fit world {parts.world!r}: {error}") from error
     return ids

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import zlib
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -125,9 +126,19 @@ class Player:
         """Actions of the current branch from its start, `[step, group]`."""
         return self.current.session.actions
 
-    def step(self, action: np.ndarray) -> Frame:
-        """Take one action and return the next frame."""
-        frame = self.current.session.step(action)
+    @property
+    def last_action(self) -> np.ndarray:
+        """The action that led to the current frame, `[group]`."""
+        return self.current.session.action_at(self.frame_index)
+
+    def step(self, action: np.ndarray, following: Sequence[np.ndarray] = ()) -> Frame:
+        """Take one action and return the next frame.
+
+        Args:
+            action: Settings of the groups.
+            following: The actions after it where they are known; see `Session.step`.
+        """
+        frame = self.current.session.step(action, following)
         self.current.window.append(frame)
         return frame
 

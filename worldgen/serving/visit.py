@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -173,8 +173,9 @@ class Visit:
         picture = await self._engine.run(functools.partial(_take_step, player, action, step.stamp))
         await self._connection.send(protocol.pack_picture(picture))
         self._num_frames += 1
-        # After the picture is on its way: the real environment must not delay the dream.
-        self._companion.step(action, picture.frame_index, picture.frame)
+        # After the picture is on its way: the real environment must not delay the dream. It gets
+        # the action that the dream has heeded, which may have been held since the frames before.
+        self._companion.step(player.last_action, picture.frame_index, picture.frame)
 
     async def _open(self, command: commands.Open) -> None:
         open_player = functools.partial(
@@ -198,7 +199,7 @@ class Visit:
         )
         player = await self._engine.run(open_player)
         steps = list(actions_from(actions, world))
-        if await self._replay(player, steps) is not None:
+        if await self._replay(player, steps, len(steps)) is not None:
             same = command.digest in (0, player.digest)
             await self._connection.say("restored", frames=len(steps), same=same)
 
@@ -215,20 +216,33 @@ class Visit:
         session = await self._engine.run(functools.partial(world.replay_session, log))
         player = await self._engine.run(functools.partial(Player, world, session))
         ids = np.asarray(log.actions, np.int64).reshape(-1, world.action_tokenizer.num_slots)
-        digests = await self._replay(player, list(world.action_tokenizer.decode(ids)))
+        actions = list(world.action_tokenizer.decode(ids))
+        digests = await self._replay(player, actions, len(log.digests))
         if digests is not None:
             difference = log.first_difference(digests)
             await self._connection.say(
                 "verified", frames=len(digests), first_difference=difference, hash=log.total_hash
             )
 
-    async def _replay(self, player: Player, actions: list[np.ndarray]) -> list[str] | None:
-        """Play actions as fast as the model goes; return digests, None if the visitor stops it."""
+    async def _replay(
+        self, player: Player, actions: list[np.ndarray], total: int
+    ) -> list[str] | None:
+        """Play actions as fast as the model goes; return digests, None if the visitor stops it.
+
+        Args:
+            player: At its frame 0.
+            actions: Of the frames, and of those that were drawn together with the last one.
+            total: Frames to play.
+        """
         self._connection.cancelled = False
         digests: list[str] = []
         shown = time.monotonic()
-        for number, action in enumerate(actions, start=1):
-            picture = await self._engine.run(functools.partial(_take_step, player, action, 0.0))
+        together = player.current.session.frames_per_step
+        for number, action in enumerate(actions[:total], start=1):
+            following = actions[number : number + together - 1]
+            picture = await self._engine.run(
+                functools.partial(_take_step, player, action, 0.0, following)
+            )
             digests.append(frame_digest(player.current.session.ids))
             if self._connection.cancelled:
                 await self._connection.say("cancelled")
@@ -236,7 +250,7 @@ class Visit:
             if time.monotonic() - shown > _PROGRESS_SECONDS:
                 shown = time.monotonic()
                 await self._connection.send(protocol.pack_picture(picture))
-                await self._connection.say("progress", done=number, total=len(actions))
+                await self._connection.say("progress", done=number, total=total)
         await self._begin(player)
         return digests
 
@@ -273,6 +287,7 @@ class Visit:
             branch=player.current.identifier,
             first=player.current.window.first,
             capacity=player.current.window.capacity,
+            together=player.current.session.frames_per_step,
             actions=player.actions.tolist(),
         )
         await self._connection.send(protocol.pack_picture(_picture_of(player)))
@@ -298,9 +313,11 @@ class Visit:
         await self._connection.send(protocol.pack_file(content))
 
 
-def _take_step(player: Player, action: np.ndarray, stamp: float) -> Picture:
+def _take_step(
+    player: Player, action: np.ndarray, stamp: float, following: Sequence[np.ndarray] = ()
+) -> Picture:
     begin = time.perf_counter()
-    player.step(action)
+    player.step(action, following)
     milliseconds = 1000 * (time.perf_counter() - begin)
     return _picture_of(player, stamp, milliseconds)
 

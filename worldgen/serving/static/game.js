@@ -213,7 +213,9 @@ export class Game {
         modelMilliseconds: picture.modelMilliseconds,
       });
       this.asked = null;
-      this.drive.actions.push(step.values);
+      // Frames that were drawn with the one before heeded the action that was held then.
+      const { actions, together } = this.drive;
+      actions.push(actions.length % together ? actions.at(-1) : step.values);
     }
     this.digest = picture.digest;
     if (this.drive) this.frame = step ? picture.frame : this.drive.actions.length;

@@ -341,7 +341,7 @@ $("file").addEventListener("change", async () => {
   try {
     const log = JSON.parse(await file.text());
     game.pause();
-    replaying = { what: "Replaying the log", done: 0, total: log.actions?.length ?? 0 };
+    replaying = { what: "Replaying the log", done: 0, total: log.digests?.length ?? 0 };
     game.command("load", { log });
   } catch {
     say(`${file.name} is not a log: it is not JSON.`);
