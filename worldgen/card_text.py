@@ -17,6 +17,8 @@ def describe_world(world: World) -> dict[str, Any]:
     """Return what a world is, how large, how it is played and how good, as JSON can hold it."""
     card, layout = world.card, world.model.layout
     schema = world.action_tokenizer.schema
+    together = layout.frames_per_step
+    tokens = layout.num_cells / together
     keys: dict[str, list[str]] = {name: [] for name in schema.named}
     for code, name in schema.keys.items():
         keys[name].append(code)
@@ -37,10 +39,11 @@ def describe_world(world: World) -> dict[str, Any]:
             "frames_per_second": card.frames_per_second,
         },
         "tokens": {
-            "visual_tokens_per_frame": layout.num_cells,
+            **({"frames_drawn_together": together} if together > 1 else {}),
+            "visual_tokens_per_frame": tokens if tokens % 1 else int(tokens),
             "grid": f"{layout.rows} x {layout.columns}",
             "codebook_size": world.tokenizer.codebook_size,
-            "action_tokens_per_frame": layout.num_action_tokens,
+            "action_tokens_per_frame": layout.action_tokens_per_frame,
             "action_vocabulary_size": world.action_tokenizer.vocabulary_size,
         },
         "play": {
