@@ -181,8 +181,7 @@ def test_a_log_gives_the_session_again(world: World, tmp_path: Path, count: int)
     for index in range(count + 1):
         assert np.array_equal(loaded.frame_at(index), session.frame_at(index))
     # Both go on in the same way, from the midst of a grid too.
-    ahead = [played(one, 5, offset=2) for one in (session, loaded)]
-    assert np.array_equal(*ahead)
+    assert np.array_equal(played(session, 5, offset=2), played(loaded, 5, offset=2))
     assert session.log() == loaded.log()
 
 

@@ -122,6 +122,31 @@ def test_rows_of_a_batch_do_not_touch_each_other(
     assert torch.allclose(together[1:], alone, atol=1e-5)
 
 
+@torch.no_grad()
+def test_the_direct_way_from_actions_to_cells_tells_the_frames_of_a_step_apart() -> None:
+    torch.manual_seed(0)
+    config = tiny_model_config(num_action_tokens=8, frames_per_step=4)
+    embedding = InterleavedTransformer(config).embedding
+    visual_ids = torch.zeros(1, 1, 64, dtype=torch.int64)
+    early, late = (
+        torch.tensor([[[1, 3, 0, 3, 0, 3, 0, 3]]]),
+        torch.tensor([[[0, 3, 0, 3, 0, 3, 1, 3]]]),
+    )
+    cells = [embedding(visual_ids, actions)[:, :, 8:] for actions in (early, late)]
+    assert ((cells[0] - cells[1]).abs().amax(dim=-1) > 1e-6).all()
+
+
+@torch.no_grad()
+def test_steps_of_several_frames_give_the_same_cached_and_at_once() -> None:
+    torch.manual_seed(0)
+    model = InterleavedTransformer(tiny_model_config(num_action_tokens=8, frames_per_step=4)).eval()
+    visual_ids, action_ids = torch.randint(0, 64, (2, 5, 64)), torch.randint(0, 6, (2, 5, 8))
+    expected, cache = model(visual_ids, action_ids), model.new_cache(2)
+    for step in range(5):
+        draft = model.observe(cache, visual_ids[:, step], action_ids[:, step])
+        torch.testing.assert_close(draft.logits, expected[:, step], atol=1e-5, rtol=0.0)
+
+
 def test_every_weight_is_trained(
     model: InterleavedTransformer, clip: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
@@ -163,6 +188,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
         ({"within_frame_depth": 0}, "within_frame_depth"),
         ({"width": 15}, "num_heads that divides width"),
         ({"num_heads": 4, "num_key_value_heads": 3}, "divides num_heads"),
+        ({"num_action_tokens": 6, "frames_per_step": 4}, "cannot be shared"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(

@@ -50,11 +50,13 @@ class SessionPixels:
             grid: Gives the ids of a grid by its number, from 0 for the first one of the clip.
         """
         if self._tokenizer.single_frames:
-            return _to_frames(self._tokenizer.decode(self._ids(number, grid)))[place]
-        if self._latest is None or self._latest[0] != number:
-            self._latest = number, self._decode(number, grid)
+            frames = _to_frames(self._tokenizer.decode(self._ids(number, grid)))
+        else:
+            if self._latest is None or self._latest[0] != number:
+                self._latest = number, self._decode(number, grid)
+            frames = self._latest[1]
         # A caller may draw on what it gets.
-        return self._latest[1][place].copy()
+        return np.array(frames[place])
 
     def forget_from(self, number: int) -> None:
         """Forget that grid and all after it: they will be others."""

@@ -48,6 +48,8 @@ class InterleavedConfig:
                 f"windows must name at least one layer, each of at least 1 frame, and "
                 f"within_frame_depth be at least 1; got {self.windows}, {self.within_frame_depth}"
             )
+        # It checks itself.
+        _ = self.layout
         if self.block.attention.head_width % 2:
             raise ConfigError(f"the head width must be even, got {self.block.attention.head_width}")
 
