@@ -288,7 +288,8 @@ class FullBlock(nn.Module):
         mixed = _attend(query, key, value, bias)
         merged = self.attention.merge(mixed)
         volume = volume + merged.reshape(-1, t, r, c, width)
-        return volume + self.feed_forward(volume)
+        fed: Tensor = volume + self.feed_forward(volume)
+        return fed
 
 
 class WindowBlock(nn.Module):
@@ -344,7 +345,8 @@ class WindowBlock(nn.Module):
             x=(c + right) // side,
         )
         volume = volume + rearrange(frames[:, :r, :c], "(b t) r c width -> b t r c width", t=t)
-        return volume + self.feed_forward(volume)
+        fed: Tensor = volume + self.feed_forward(volume)
+        return fed
 
     def _bias(self) -> Float[Tensor, "head query key"]:
         places = _grid_places(self.window, self.window)
@@ -389,7 +391,8 @@ class ReduceBlock(nn.Module):
             pool = F.avg_pool2d if self.kind == "a" else F.max_pool2d
             frames = rearrange(volume, "b t r c width -> (b t) width r c")
             reduced = rearrange(pool(frames, 2), "(b t) width r c -> b t r c width", t=t)
-        return reduced + self.feed_forward(reduced)
+        fed: Tensor = reduced + self.feed_forward(reduced)
+        return fed
 
 
 class TemporalBlock(nn.Module):
@@ -425,7 +428,8 @@ class TemporalBlock(nn.Module):
             self.attention.merge(mixed), "(b r c) t width -> b t r c width", b=b, r=r, c=c
         )
         volume = volume + merged
-        return volume + self.feed_forward(volume)
+        fed: Tensor = volume + self.feed_forward(volume)
+        return fed
 
     def _bias(self, queries: int, keys: int, like: Tensor) -> Tensor | None:
         if not self.config.causal:
