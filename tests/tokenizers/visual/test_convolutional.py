@@ -179,6 +179,20 @@ def test_frames_that_are_not_frames_are_refused(wrong: torch.Tensor, message: st
         make(PATCH)(wrong)
 
 
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.full((1, 1, 2, 3), -1), "got -1 to -1"),
+        (torch.full((1, 1, 2, 3), 10**6), r"lie in 0 \.\.\. \d+, got 1000000 to 1000000"),
+        (torch.zeros(1, 0, 2, 3, dtype=torch.int64), "at least one"),
+        (torch.zeros(1, 1, 2, 3), "must be integers"),
+    ],
+)
+def test_ids_that_are_not_ids_are_refused(ids: torch.Tensor, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(PATCH).decode(ids)
+
+
 def test_perturbed_codes_reach_the_decoder_alone() -> None:
     tokenizer = make(PATCH, vq=True)
     clean = tokenizer(frames())

@@ -218,6 +218,23 @@ class VisualTokenizer(nn.Module, ABC):
                 "worldgen.records.to_float makes such frames from uint8"
             )
 
+    def check_ids(self, ids: Tensor) -> None:
+        """Refuse what `decode` could not look up.
+
+        Raises:
+            ConfigError: If the shape or the type is wrong, or an id lies outside the codebook.
+        """
+        if ids.ndim != 4 or not ids.numel() or ids.dtype.is_floating_point:
+            raise ConfigError(
+                f"ids must be integers of shape [batch, latent, row, column], at least one, got "
+                f"{ids.dtype} of shape {list(ids.shape)}"
+            )
+        low, high = (int(bound) for bound in torch.aminmax(ids))
+        if low < 0 or high >= self.codebook_size:
+            raise ConfigError(
+                f"ids must lie in 0 ... {self.codebook_size - 1}, got {low} to {high}"
+            )
+
 
 class _FrameByFrame:
     """Stream of a tokenizer whose frames know nothing of each other."""

@@ -114,7 +114,12 @@ class ConvolutionalTokenizer(VisualTokenizer):
     def decode(
         self, ids: Int[Tensor, "batch time row column"]
     ) -> Float[Tensor, "batch time 3 height width"]:
-        """Return float32 frames in [-1, 1]."""
+        """Return float32 frames in [-1, 1].
+
+        Raises:
+            ConfigError: If the ids have another shape or type, or lie outside the codebook.
+        """
+        self.check_ids(ids)
         flat = rearrange(ids.to(self.device), "b t r c -> (b t) r c")
         codes = self.quantizer.ids_to_vectors(flat)
         return self._to_frames(codes, ids.shape[0]).clamp(-1.0, 1.0)

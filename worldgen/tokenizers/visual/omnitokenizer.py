@@ -285,7 +285,7 @@ class OmniTokenizer(VisualTokenizer):
         """
         if self.config.streams:
             return self.decoder_stream().push(ids)
-        self._check_ids(ids)
+        self.check_ids(ids)
         return self._decode_piece(ids, _States())
 
     def last_layer(self, num_frames: int) -> Tensor:
@@ -310,7 +310,7 @@ class OmniTokenizer(VisualTokenizer):
             ConfigError: If the tokenizer needs whole clips.
         """
         self._check_streams()
-        return _Stream(self._check_ids, self._decode_piece, 1)
+        return _Stream(self.check_ids, self._decode_piece, 1)
 
     @torch.no_grad()
     def begin_clips(self) -> None:
@@ -342,18 +342,6 @@ class OmniTokenizer(VisualTokenizer):
     def _check(self, frames: Tensor) -> None:
         self.check_frames(frames)
         _check_size(frames, self.config)
-
-    def _check_ids(self, ids: Tensor) -> None:
-        if ids.ndim != 4 or ids.dtype.is_floating_point:
-            raise ConfigError(
-                f"ids must be integers of shape [batch, latent, row, column], got {ids.dtype} of "
-                f"shape {list(ids.shape)}"
-            )
-        low, high = (int(bound) for bound in torch.aminmax(ids))
-        if low < 0 or high >= self.codebook_size:
-            raise ConfigError(
-                f"ids must lie in 0 ... {self.codebook_size - 1}, got {low} to {high}"
-            )
 
     def _check_streams(self) -> None:
         if not self.config.streams:
