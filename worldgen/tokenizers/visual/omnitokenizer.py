@@ -270,6 +270,7 @@ class OmniTokenizer(VisualTokenizer):
         Raises:
             ConfigError: If shape, type, range or number of the frames do not fit.
         """
+        self._check(frames)
         self.num_latents(frames.shape[1])
         if self.config.streams:
             return self.encoder_stream().push(frames)
