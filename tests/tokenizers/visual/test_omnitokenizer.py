@@ -359,7 +359,7 @@ def test_saved_tokenizer_gives_the_same(tokenizer: OmniTokenizer, tmp_path: Path
         (clip(3) * 2, r"lie in \[-1, 1\]"),
         (clip(3).index_fill(1, torch.tensor(1), torch.nan), r"lie in \[-1, 1\]"),
         (clip(2), "1 \\+ k x 2 frames, got 2; cut the clip to 1 or fill it up to 3"),
-        (clip(3)[:, :0], "be at least one, got"),
+        (clip(3)[:, :0], "1 \\+ k x 2 frames, got 0"),
         (clip(3, width=42), "24 x 42 pixels do not divide into squares of 4"),
     ],
 )

@@ -270,10 +270,12 @@ class OmniTokenizer(VisualTokenizer):
         Raises:
             ConfigError: If shape, type, range or number of the frames do not fit.
         """
-        self._check(frames)
-        self.num_latents(frames.shape[1])
+        if frames.ndim == 5:
+            self.num_latents(frames.shape[1])
         if self.config.streams:
+            # It checks all the rest; looking at every pixel twice would be for nothing.
             return self.encoder_stream().push(frames)
+        self._check(frames)
         return self._encode_piece(frames, _States())
 
     def decode(
