@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from worldgen.generation import SamplingConfig, Start
-from worldgen.models import InterleavedConfig, InterleavedTransformer, save_world_model
+from worldgen.models import NextFrameConfig, NextFrameTransformer, save_world_model
 from worldgen.nn.space_time import SpaceTimeConfig
 from worldgen.pipeline import EnvironmentCard, WorldCard, save_starts
 from worldgen.tokenizers.action import ActionSchema, ActionTokenizer, Categorical
@@ -43,7 +43,7 @@ def car_schema() -> ActionSchema:
     )
 
 
-def tiny_model_config(**changes: int | tuple[int, ...]) -> InterleavedConfig:
+def tiny_model_config(**changes: int | tuple[int, ...]) -> NextFrameConfig:
     """Return a model for the tiny tokenizer below, a few thousand weights."""
     sizes: dict[str, int | tuple[int, ...]] = {
         "rows": 8,
@@ -59,7 +59,7 @@ def tiny_model_config(**changes: int | tuple[int, ...]) -> InterleavedConfig:
         "within_frame_depth": 1,
         "token_embedding_width": 8,
     }
-    return InterleavedConfig(**(sizes | changes))  # type: ignore[arg-type]
+    return NextFrameConfig(**(sizes | changes))  # type: ignore[arg-type]
 
 
 def tiny_tokenizer_config() -> ConvolutionalTokenizerConfig:
@@ -118,7 +118,7 @@ def tiny_world(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = build_visual_tokenizer(config).eval()
-        model = InterleavedTransformer(tiny_model_config(**changes))
+        model = NextFrameTransformer(tiny_model_config(**changes))
         num_actions = 3 * model.layout.frames_per_step
         starts = [
             Start(

@@ -22,8 +22,8 @@ from worldgen.evaluation.film_strip import film_strip
 from worldgen.evaluation.rollout import Roller
 from worldgen.generation import SamplingConfig, make_decoder
 from worldgen.models import (
-    InterleavedConfig,
-    InterleavedTransformer,
+    NextFrameConfig,
+    NextFrameTransformer,
     load_world_model,
     save_world_model,
 )
@@ -94,7 +94,7 @@ class RunConfig:
     """File of another world model of the same sizes to start from, None: random weights."""
     data: DataConfig
     model: dict[str, Any]
-    """Sizes of `InterleavedConfig`; grid, codebook and actions follow from tokenizer and data."""
+    """Sizes of `NextFrameConfig`; grid, codebook and actions follow from tokenizer and data."""
     losses: WorldModelLossConfig
     corruption: CorruptionConfig
     validation: ValidationConfig
@@ -167,7 +167,7 @@ def run(cfg: DictConfig) -> RunFolder:
             raise DataError(_too_short(dataset, visual_tokenizer, clips, length))
     order = DataOrder(starts.astype(float), batch_size=training.batch_size, seed=config.seed)
 
-    model = InterleavedTransformer(_model_config(config, visual_tokenizer, action_tokenizer))
+    model = NextFrameTransformer(_model_config(config, visual_tokenizer, action_tokenizer))
     if config.initial_weights is not None:
         _start_from(model, Path(config.initial_weights))
     model = model.to(device)
@@ -282,7 +282,7 @@ def run(cfg: DictConfig) -> RunFolder:
 
 def _model_config(
     config: RunConfig, visual_tokenizer: VisualTokenizer, action_tokenizer: ActionTokenizer
-) -> InterleavedConfig:
+) -> NextFrameConfig:
     derived = {
         "rows": visual_tokenizer.rows,
         "columns": visual_tokenizer.columns,
@@ -291,7 +291,7 @@ def _model_config(
         "frames_per_step": visual_tokenizer.frames_per_latent,
         "action_vocabulary_size": action_tokenizer.vocabulary_size,
     }
-    return build(InterleavedConfig, config.model | derived)
+    return build(NextFrameConfig, config.model | derived)
 
 
 def _validation_steps(
@@ -318,7 +318,7 @@ def _too_short(dataset: Dataset, visual_tokenizer: VisualTokenizer, split: str, 
     )
 
 
-def _start_from(model: InterleavedTransformer, path: Path) -> None:
+def _start_from(model: NextFrameTransformer, path: Path) -> None:
     initial, _ = load_world_model(path)
     try:
         load_state(model, initial.state_dict(), path)
@@ -338,7 +338,7 @@ def _start_from(model: InterleavedTransformer, path: Path) -> None:
 def _validate(
     folder: RunFolder,
     config: RunConfig,
-    model: InterleavedTransformer,
+    model: NextFrameTransformer,
     visual_tokenizer: VisualTokenizer,
     action_tokenizer: ActionTokenizer,
     tokens: TokenCache,

@@ -15,7 +15,7 @@ __all__ = ["SequenceLayout"]
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceLayout:
-    """One step of the sequence: the tokens of its actions, then those of its grid in raster order.
+    """One step of the sequence: the tokens of its actions and those of its grid in raster order.
 
     The action of a step is the one taken *in* its frame, so everything that the next frame
     depends on stands in one block, and one pass over the block predicts the next frame.
@@ -32,6 +32,8 @@ class SequenceLayout:
     """Action tokens of a step, of all its frames; 0 for a world without actions."""
     frames_per_step: int = 1
     """Frames that a grid stands for, the first grid of a clip excepted: that is one frame."""
+    actions_first: bool = True
+    """Whether the action tokens stand before or after the visual tokens of their step."""
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.columns < 1 or self.num_action_tokens < 0:
@@ -83,12 +85,14 @@ class SequenceLayout:
     @property
     def action_slice(self) -> slice:
         """Where the action tokens are inside a step."""
-        return slice(0, self.num_action_tokens)
+        first = 0 if self.actions_first else self.num_cells
+        return slice(first, first + self.num_action_tokens)
 
     @property
     def visual_slice(self) -> slice:
         """Where the visual tokens are inside a step."""
-        return slice(self.num_action_tokens, self.tokens_per_step)
+        first = self.num_action_tokens if self.actions_first else 0
+        return slice(first, first + self.num_cells)
 
     @cached_property
     def cell_positions(self) -> Int[Tensor, "cell 2"]:
@@ -101,4 +105,5 @@ class SequenceLayout:
         """Row and column of each token of a step; action tokens stand in a row above the grid."""
         slots = torch.arange(self.num_action_tokens)
         actions = torch.stack((torch.full_like(slots, -1), slots), dim=-1)
-        return torch.cat((actions, self.cell_positions))
+        blocks = (actions, self.cell_positions)
+        return torch.cat(blocks if self.actions_first else blocks[::-1])

@@ -13,7 +13,7 @@ from worldgen.errors import ActionError, LogError, SessionLimitError, WorldgenEr
 from worldgen.generation import RolloutLog, SamplingConfig, Session
 from worldgen.generation.random import frame_uniforms
 from worldgen.generation.sampling import draw
-from worldgen.models.interleaved import group_masks
+from worldgen.models.next_frame import group_masks
 from worldgen.pipeline import World, load
 from worldgen.schedule import make_schedule
 

@@ -57,7 +57,7 @@ class ScheduleDecoder:
             draft: Of the frame to draw; used up.
             uniforms: One number in [0, 1) per cell.
         """
-        uniforms = uniforms.to(draft.hidden.device)
+        uniforms = uniforms.to(model.device)
         ids = torch.empty(uniforms.shape, dtype=torch.int64, device=uniforms.device)
         last = len(self.schedule.groups) - 1
         for number, group in enumerate(self.schedule.groups):

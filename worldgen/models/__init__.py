@@ -1,38 +1,79 @@
 """World models, and how they are stored."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from worldgen.checkpoint import load_state, load_tensors, save_tensors
 from worldgen.config import build, to_mapping
-from worldgen.errors import CheckpointError
+from worldgen.errors import CheckpointError, ConfigError
 from worldgen.models.base import FrameDraft, WorldModel
 from worldgen.models.interleaved import InterleavedConfig, InterleavedTransformer
+from worldgen.models.next_frame import NextFrameConfig, NextFrameTransformer
+from worldgen.models.next_token import NextTokenConfig, NextTokenTransformer
 
 __all__ = [
     "FrameDraft",
     "InterleavedConfig",
     "InterleavedTransformer",
+    "NextFrameConfig",
+    "NextFrameTransformer",
+    "NextTokenConfig",
+    "NextTokenTransformer",
     "WorldModel",
+    "build_world_model",
     "load_world_model",
     "save_world_model",
+    "world_model_config",
 ]
 
 _ARTIFACT = "world_model"
-_FAMILY = "interleaved"
+# Files of before there were two families call the first one "interleaved".
+_CONFIGS = {"interleaved": NextFrameConfig, "interleaved_next_token": NextTokenConfig}
 
 
-def save_world_model(path: Path, model: InterleavedTransformer, **metadata: Any) -> None:
+def world_model_config(family: str, sizes: Mapping[str, Any]) -> NextFrameConfig | NextTokenConfig:
+    """Return the configuration of a family from plain values.
+
+    Args:
+        family: `"interleaved"` (next frame) or `"interleaved_next_token"`.
+        sizes: Fields of `NextFrameConfig` or `NextTokenConfig`.
+
+    Raises:
+        ConfigError: If the family is unknown, or a field is unknown, missing or mistyped.
+    """
+    if family not in _CONFIGS:
+        raise ConfigError(
+            f"there is no family of world models {family!r}; there are {', '.join(_CONFIGS)}"
+        )
+    return build(_CONFIGS[family], sizes)
+
+
+def build_world_model(
+    config: NextFrameConfig | NextTokenConfig,
+) -> NextFrameTransformer | NextTokenTransformer:
+    """Return a model with random weights."""
+    if isinstance(config, NextTokenConfig):
+        return NextTokenTransformer(config)
+    return NextFrameTransformer(config)
+
+
+def save_world_model(
+    path: Path, model: NextFrameTransformer | NextTokenTransformer, **metadata: Any
+) -> None:
     """Write weights, configuration and anything else worth keeping to one safetensors file."""
+    families = {config: family for family, config in _CONFIGS.items()}
     header = {
         "artifact": _ARTIFACT,
-        "family": _FAMILY,
+        "family": families[type(model.config)],
         "config": to_mapping(model.config),
     }
     save_tensors(path, model.state_dict(), header | metadata)
 
 
-def load_world_model(path: Path) -> tuple[InterleavedTransformer, dict[str, Any]]:
+def load_world_model(
+    path: Path,
+) -> tuple[NextFrameTransformer | NextTokenTransformer, dict[str, Any]]:
     """Return the model of a file and its metadata; weights are converted to float32.
 
     Raises:
@@ -40,12 +81,13 @@ def load_world_model(path: Path) -> tuple[InterleavedTransformer, dict[str, Any]
         ConfigError: If its configuration is malformed.
     """
     tensors, metadata = load_tensors(path)
-    if metadata.get("artifact") != _ARTIFACT or metadata.get("family") != _FAMILY:
+    family = metadata.get("family")
+    if metadata.get("artifact") != _ARTIFACT or family not in _CONFIGS:
         raise CheckpointError(
-            f"{path} holds a {metadata.get('artifact')!r} of family {metadata.get('family')!r}; "
-            f"give the model.safetensors of a world or a run, a {_ARTIFACT!r} of family "
-            f"{_FAMILY!r}"
+            f"{path} holds a {metadata.get('artifact')!r} of family {family!r}; give the "
+            f"model.safetensors of a world or a run, a {_ARTIFACT!r} of family "
+            f"{' or '.join(map(repr, _CONFIGS))}"
         )
-    model = InterleavedTransformer(build(InterleavedConfig, metadata["config"]))
+    model = build_world_model(world_model_config(family, metadata["config"]))
     load_state(model, {name: tensor.float() for name, tensor in tensors.items()}, path)
     return model.eval(), metadata

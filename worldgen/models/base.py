@@ -1,8 +1,9 @@
 """What every world model offers to training, decoders and sessions."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,22 +15,14 @@ __all__ = ["FrameDraft", "WorldModel"]
 
 @dataclass(kw_only=True)
 class FrameDraft:
-    """The next frame while it is being drawn, as the model sees it.
+    """The next frame while it is being drawn; each model adds what it knows of it.
 
     Made by `WorldModel.observe`; a decoder asks `WorldModel.predict` for some cells, draws them,
     and tells the model by `WorldModel.reveal`.
     """
 
-    hidden: Float[Tensor, "batch cell width"]
-    """What the pass over the last step says about each cell of the next frame."""
-    logits: Float[Tensor, "batch cell codebook"]
-    """Prediction of every cell before any cell of the frame is known."""
-    revealed: list[Tensor] = field(default_factory=list)
-    """Cells revealed so far, group by group, each `[cell]`."""
     pending: tuple[Tensor, Tensor] | None = None
-    """Cells and ids revealed since the last prediction, not yet in `keys_values`."""
-    keys_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Keys and values of the revealed cells, a pair per layer of the within-frame stack."""
+    """Cells and ids revealed since the last prediction, which the model has not read yet."""
 
 
 @runtime_checkable
@@ -38,6 +31,10 @@ class WorldModel(Protocol):
 
     layout: SequenceLayout
     codebook_size: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
 
     def new_cache(self, batch: int, *, spare: int = 0) -> FrameCache:
         """Return an empty cache for `batch` sequences that advance together."""

@@ -22,6 +22,8 @@ class AttentionConfig:
     num_heads: int
     num_key_value_heads: int
     """Heads of keys and values; each serves `num_heads / num_key_value_heads` query heads."""
+    bias: bool = False
+    """Whether the four projections add a learned vector."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or self.num_heads % self.num_key_value_heads:
@@ -81,24 +83,53 @@ def frame_causal_attention(
     value: Float[Tensor, "batch kv_head sequence width"],
     num_frames: int,
     window: int,
+    own: Bool[Tensor, "token token"] | None = None,
+    remembered: Bool[Tensor, " token"] | None = None,
 ) -> Float[Tensor, "batch head sequence width"]:
-    """Return attention in which a frame sees itself and the `window - 1` frames before, whole.
+    """Return attention in which a frame sees itself and the `window - 1` frames before.
 
-    No mask is needed: each frame's queries meet a slice of the keys. Half the work of a masked
-    product over the clip, and the fast kernels stay usable.
+    Each frame's queries meet a slice of the keys: half the work of a masked product over the
+    clip, and where frames see each other whole no mask is needed, so the fast kernels stay usable.
+
+    Args:
+        query: Tokens frame by frame, as many in each.
+        key: Of the same tokens.
+        value: Of the same tokens.
+        num_frames: Frames of the sequence.
+        window: Frames seen, the own one included.
+        own: Which tokens (last axis) of its own frame a token sees; None for all.
+        remembered: Which tokens of a frame later frames see; None for all.
     """
     tokens = query.shape[2] // num_frames
     if window == 1:
         fold = "b head (frame token) width -> (b frame) head token width"
         unfold = "(b frame) head token width -> b head (frame token) width"
-        alone = [rearrange(part, fold, frame=num_frames) for part in (query, key, value)]
-        return rearrange(attend(*alone), unfold, frame=num_frames)
+        query, key, value = (
+            rearrange(part, fold, frame=num_frames) for part in (query, key, value)
+        )
+        return rearrange(attend(query, key, value, own), unfold, frame=num_frames)
     mixed = []
     for frame in range(num_frames):
-        seen = slice(max(0, frame + 1 - window) * tokens, (frame + 1) * tokens)
-        own = slice(frame * tokens, (frame + 1) * tokens)
-        mixed.append(attend(query[:, :, own], key[:, :, seen], value[:, :, seen]))
+        first = max(0, frame + 1 - window)
+        seen = slice(first * tokens, (frame + 1) * tokens)
+        here = slice(frame * tokens, (frame + 1) * tokens)
+        mask = _frame_mask(tokens, frame - first, own, remembered, query.device)
+        mixed.append(attend(query[:, :, here], key[:, :, seen], value[:, :, seen], mask))
     return torch.cat(mixed, dim=2)
+
+
+def _frame_mask(
+    tokens: int,
+    num_earlier: int,
+    own: Tensor | None,
+    remembered: Tensor | None,
+    device: torch.device,
+) -> Tensor | None:
+    if own is None and remembered is None:
+        return None
+    everything = torch.ones(tokens, tokens, dtype=torch.bool, device=device)
+    past = everything if remembered is None else remembered.expand(tokens, tokens)
+    return torch.cat((past.repeat(1, num_earlier), everything if own is None else own), dim=1)
 
 
 class Attention(nn.Module):
@@ -112,9 +143,9 @@ class Attention(nn.Module):
         self.config = config
         key_value_width = config.num_key_value_heads * config.head_width
         self.query_key_value = nn.Linear(
-            config.width, config.width + 2 * key_value_width, bias=False
+            config.width, config.width + 2 * key_value_width, bias=config.bias
         )
-        self.output = nn.Linear(config.width, config.width, bias=False)
+        self.output = nn.Linear(config.width, config.width, bias=config.bias)
 
     def project(
         self, hidden: Float[Tensor, "batch token width"], rotary: RotaryTable

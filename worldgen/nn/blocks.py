@@ -29,6 +29,10 @@ class BlockConfig:
     attention: AttentionConfig
     feed_forward_width: int
     """Width between the two linear maps of the feed-forward layer."""
+    feed_forward_bias: bool = False
+    """Whether the linear maps of the feed-forward layer add a learned vector."""
+    norm_epsilon: float = 1e-5
+    """Added to the mean square by which tokens are normalised."""
 
 
 class RMSNorm(nn.Module):
@@ -56,12 +60,12 @@ class Block(nn.Module):
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        width = config.attention.width
-        self.attention_norm = RMSNorm(width)
+        width, bias = config.attention.width, config.feed_forward_bias
+        self.attention_norm = RMSNorm(width, config.norm_epsilon)
         self.attention = Attention(config.attention)
-        self.feed_forward_norm = RMSNorm(width)
-        self.gate_up = nn.Linear(width, 2 * config.feed_forward_width, bias=False)
-        self.down = nn.Linear(config.feed_forward_width, width, bias=False)
+        self.feed_forward_norm = RMSNorm(width, config.norm_epsilon)
+        self.gate_up = nn.Linear(width, 2 * config.feed_forward_width, bias=bias)
+        self.down = nn.Linear(config.feed_forward_width, width, bias=bias)
 
     def forward(
         self,
@@ -98,5 +102,7 @@ def initialise(module: nn.Module, depth: int) -> None:
             writes = name.endswith(("output", "down"))
             scale = part.in_features**-0.5 / ((2 * depth) ** 0.5 if writes else 1.0)
             nn.init.normal_(part.weight, std=scale)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
         elif isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight, std=1.0)

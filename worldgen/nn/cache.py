@@ -74,11 +74,28 @@ class FrameCache:
         self._key[layer, :, :, slot : slot + self.tokens] = key
         self._value[layer, :, :, slot : slot + self.tokens] = value
         first = max(0, self.num_frames + 1 - self.windows[layer])
-        return self._frames(self._key[layer], first), self._frames(self._value[layer], first)
+        return (
+            self._frames(self._key[layer], first, self.num_frames),
+            self._frames(self._value[layer], first, self.num_frames),
+        )
 
-    def _frames(self, buffer: Tensor, first: int) -> Tensor:
+    def read_before(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values that the frame after the last one sees, itself not included.
+
+        In the order of time, `[batch, head, token, width]`; may share memory with the cache.
+        """
+        first = max(0, self.num_frames + 1 - self.windows[layer])
+        if first == self.num_frames:
+            nothing = self._key[layer, :, :, :0]
+            return nothing, nothing
+        return (
+            self._frames(self._key[layer], first, self.num_frames - 1),
+            self._frames(self._value[layer], first, self.num_frames - 1),
+        )
+
+    def _frames(self, buffer: Tensor, first: int, last: int) -> Tensor:
         start = first % self.capacity * self.tokens
-        stop = self.num_frames % self.capacity * self.tokens + self.tokens
+        stop = last % self.capacity * self.tokens + self.tokens
         if start < stop:
             return buffer[:, :, start:stop]
         return torch.cat((buffer[:, :, start:], buffer[:, :, :stop]), dim=2)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldgen.errors import ConfigError
-from worldgen.models.interleaved import InterleavedTransformer, group_masks
+from worldgen.models.next_frame import NextFrameTransformer, group_masks
 from worldgen.schedule import DecodeSchedule
 
 __all__ = ["CorruptionConfig", "WorldModelLossConfig", "corrupt", "world_model_losses"]
@@ -81,7 +81,7 @@ def corrupt(
 
 
 def world_model_losses(
-    model: InterleavedTransformer,
+    model: NextFrameTransformer,
     visual_ids: Int[Tensor, "batch frame cell"],
     action_ids: Int[Tensor, "batch frame slot"],
     *,

@@ -8,17 +8,17 @@ import torch
 from tests.factories import tiny_model_config
 from worldgen.checkpoint import save_tensors
 from worldgen.errors import CheckpointError, ConfigError
-from worldgen.models import InterleavedTransformer, load_world_model, save_world_model
-from worldgen.models.interleaved import group_masks
+from worldgen.models import NextFrameTransformer, load_world_model, save_world_model
+from worldgen.models.next_frame import group_masks
 from worldgen.schedule import make_schedule
 
 FRAMES = 7
 
 
 @pytest.fixture
-def model() -> InterleavedTransformer:
+def model() -> NextFrameTransformer:
     torch.manual_seed(0)
-    return InterleavedTransformer(tiny_model_config()).eval()
+    return NextFrameTransformer(tiny_model_config()).eval()
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def clip() -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def test_changing_the_future_does_not_change_the_past(
-    model: InterleavedTransformer, clip: tuple[torch.Tensor, torch.Tensor]
+    model: NextFrameTransformer, clip: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     visual_ids, action_ids = clip
     before = model(visual_ids, action_ids)
@@ -45,7 +45,7 @@ def test_changing_the_future_does_not_change_the_past(
 @torch.no_grad()
 @pytest.mark.parametrize("what", ["action", "cell"])
 def test_every_cell_depends_on_the_action_and_on_every_cell_of_its_step(
-    model: InterleavedTransformer, clip: tuple[torch.Tensor, torch.Tensor], what: str
+    model: NextFrameTransformer, clip: tuple[torch.Tensor, torch.Tensor], what: str
 ) -> None:
     visual_ids, action_ids = clip[0].clone(), clip[1].clone()
     before = model(visual_ids, action_ids)[:, 3]
@@ -59,7 +59,7 @@ def test_every_cell_depends_on_the_action_and_on_every_cell_of_its_step(
 
 @torch.no_grad()
 def test_observing_step_by_step_equals_the_whole_clip(
-    model: InterleavedTransformer, clip: tuple[torch.Tensor, torch.Tensor]
+    model: NextFrameTransformer, clip: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     visual_ids, action_ids = clip
     expected = model(visual_ids, action_ids)
@@ -74,7 +74,7 @@ def test_observing_step_by_step_equals_the_whole_clip(
     "name", ["raster", "diagonal", "diagonal:3", "rows", "blocks:3", "strided:4"]
 )
 def test_cached_drawing_equals_the_two_stream_pass(
-    model: InterleavedTransformer, clip: tuple[torch.Tensor, torch.Tensor], name: str
+    model: NextFrameTransformer, clip: tuple[torch.Tensor, torch.Tensor], name: str
 ) -> None:
     visual_ids, action_ids = clip
     schedule = make_schedule(name, 8, 8)
@@ -94,7 +94,7 @@ def test_cached_drawing_equals_the_two_stream_pass(
 
 @torch.no_grad()
 def test_cells_of_later_groups_cannot_change_earlier_ones(
-    model: InterleavedTransformer, clip: tuple[torch.Tensor, torch.Tensor]
+    model: NextFrameTransformer, clip: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     visual_ids, action_ids = clip
     schedule = make_schedule("strided:4", 8, 8)
@@ -114,7 +114,7 @@ def test_cells_of_later_groups_cannot_change_earlier_ones(
 
 @torch.no_grad()
 def test_rows_of_a_batch_do_not_touch_each_other(
-    model: InterleavedTransformer, clip: tuple[torch.Tensor, torch.Tensor]
+    model: NextFrameTransformer, clip: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     visual_ids, action_ids = clip
     together = model(visual_ids, action_ids)
@@ -126,7 +126,7 @@ def test_rows_of_a_batch_do_not_touch_each_other(
 def test_the_direct_way_from_actions_to_cells_tells_the_frames_of_a_step_apart() -> None:
     torch.manual_seed(0)
     config = tiny_model_config(num_action_tokens=8, frames_per_step=4)
-    embedding = InterleavedTransformer(config).embedding
+    embedding = NextFrameTransformer(config).embedding
     visual_ids = torch.zeros(1, 1, 64, dtype=torch.int64)
     early, late = (
         torch.tensor([[[1, 3, 0, 3, 0, 3, 0, 3]]]),
@@ -139,7 +139,7 @@ def test_the_direct_way_from_actions_to_cells_tells_the_frames_of_a_step_apart()
 @torch.no_grad()
 def test_steps_of_several_frames_give_the_same_cached_and_at_once() -> None:
     torch.manual_seed(0)
-    model = InterleavedTransformer(tiny_model_config(num_action_tokens=8, frames_per_step=4)).eval()
+    model = NextFrameTransformer(tiny_model_config(num_action_tokens=8, frames_per_step=4)).eval()
     visual_ids, action_ids = torch.randint(0, 64, (2, 5, 64)), torch.randint(0, 6, (2, 5, 8))
     expected, cache = model(visual_ids, action_ids), model.new_cache(2)
     for step in range(5):
@@ -148,7 +148,7 @@ def test_steps_of_several_frames_give_the_same_cached_and_at_once() -> None:
 
 
 def test_every_weight_is_trained(
-    model: InterleavedTransformer, clip: tuple[torch.Tensor, torch.Tensor]
+    model: NextFrameTransformer, clip: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     visual_ids, action_ids = clip
     hidden = model.encode_steps(visual_ids, action_ids)
@@ -164,7 +164,7 @@ def test_every_weight_is_trained(
 
 
 def test_a_saved_model_comes_back_the_same(
-    model: InterleavedTransformer, clip: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+    model: NextFrameTransformer, clip: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
 ) -> None:
     save_world_model(tmp_path / "model.safetensors", model, note="hello")
     loaded, metadata = load_world_model(tmp_path / "model.safetensors")
