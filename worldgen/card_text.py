@@ -8,7 +8,7 @@ from torch import nn
 
 from worldgen.config import to_mapping
 from worldgen.pipeline import World
-from worldgen.tokenizers.action import Axis
+from worldgen.tokenizers.action import Categorical
 
 __all__ = ["describe_world", "format_description"]
 
@@ -52,9 +52,9 @@ def describe_world(world: World) -> dict[str, Any]:
             "starts": len(world.starts),
         },
         "action_groups": {
-            group.name: f"{group.low:g} to {group.high:g} in {group.bins} bins"
-            if isinstance(group, Axis)
-            else ", ".join(group.options)
+            group.name: group.options_text
+            if isinstance(group, Categorical)
+            else f"{group.low:g} to {group.high:g} in {group.bins} bins"
             for group in schema.groups
         },
         "actions": {name: ", ".join(codes) or "no key" for name, codes in keys.items()},

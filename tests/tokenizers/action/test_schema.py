@@ -47,7 +47,7 @@ def test_json_gives_the_same_schema_back() -> None:
         ({"extra": 1}, "unknown: extra"),
         ({"groups": 3}, "'groups' has the wrong type"),
         ({"groups": []}, "at least one group"),
-        ({"groups": [{"kind": "knob"}]}, "kind 'categorical' or 'axis'"),
+        ({"groups": [{"kind": "knob"}]}, "kind 'categorical', 'axis' or 'mu_law_axis'"),
         ({"groups": [{"kind": "axis", "name": "x", "low": 0, "high": 1}]}, "missing: bins"),
         (
             {"groups": [{"kind": "axis", "name": "x", "low": 0, "high": 1, "bins": True}]},

@@ -22,8 +22,7 @@ def make_tokenizer() -> ActionTokenizer:
 
 def test_every_combination_of_ids_survives_decoding_and_encoding() -> None:
     tokenizer = make_tokenizer()
-    grid = np.stack(np.meshgrid(*map(np.arange, tokenizer.slot_sizes), indexing="ij"), axis=-1)
-    ids = grid + tokenizer.slot_offsets
+    ids = np.stack(np.meshgrid(*tokenizer.slot_ids, indexing="ij"), axis=-1)
     np.testing.assert_array_equal(tokenizer.encode(tokenizer.decode(ids)), ids)
 
 
@@ -53,7 +52,11 @@ def test_slots_have_ids_of_their_own() -> None:
     tokenizer = make_tokenizer()
     assert tokenizer.num_slots == 3
     assert tokenizer.vocabulary_size == 12
-    assert tokenizer.slot_offsets.tolist() == [0, 3, 10]
+    assert [ids.tolist() for ids in tokenizer.slot_ids] == [
+        [0, 1, 2],
+        [3, 4, 5, 6, 7, 8, 9],
+        [10, 11],
+    ]
     assert tokenizer.encode(np.array([2, 1.0, 1])).tolist() == [2, 9, 11]
 
 

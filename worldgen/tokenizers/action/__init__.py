@@ -1,6 +1,14 @@
 """Actions: what they are made of, their tokens, and how people and environments write them."""
 
-from worldgen.tokenizers.action.schema import ActionSchema, Axis, Categorical
+from worldgen.tokenizers.action.groups import Axis, Categorical, MuLawAxis
+from worldgen.tokenizers.action.minecraft import (
+    minecraft_schema,
+    mineworld_schema,
+    to_environment_action,
+    to_schema_action,
+)
+from worldgen.tokenizers.action.numbering import GroupIds, Numbering
+from worldgen.tokenizers.action.schema import ActionSchema, PointerAxis
 from worldgen.tokenizers.action.script import (
     MAX_STEPS,
     actions_from_keys,
@@ -21,11 +29,19 @@ __all__ = [
     "ActionTokenizer",
     "Axis",
     "Categorical",
+    "GroupIds",
+    "MuLawAxis",
+    "Numbering",
+    "PointerAxis",
     "actions_from_keys",
     "format_actions",
     "from_space_action",
+    "minecraft_schema",
+    "mineworld_schema",
     "parse_action",
     "parse_actions",
     "schema_from_space",
+    "to_environment_action",
+    "to_schema_action",
     "to_space_action",
 ]

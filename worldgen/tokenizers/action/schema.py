@@ -1,172 +1,61 @@
 """What an action of a world is made of: named groups, named actions and the keys that play them."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Num
+from jaxtyping import Num
 
 from worldgen.errors import ActionError
+from worldgen.tokenizers.action.checks import check_name, json_fields
+from worldgen.tokenizers.action.groups import (
+    Axis,
+    Categorical,
+    Group,
+    MuLawAxis,
+    Setting,
+    group_from_json,
+)
+from worldgen.tokenizers.action.numbering import Numbering
 
-__all__ = ["ActionSchema", "Axis", "Categorical", "Group", "Setting"]
-
-Setting = str | float
-"""What a named action says about one group: an option's name, or a number on an axis."""
-
-# A name is written in action strings such as "left+gas*4", so it holds none of their marks.
-_NAME = re.compile(r"[^\s,+*=]+")
-
-
-@dataclass(frozen=True)
-class Categorical:
-    """One of several options; in an action array the value is the option's index."""
-
-    name: str
-    options: tuple[str, ...]
-    """Names of the options; the first is the one at rest."""
-
-    def __post_init__(self) -> None:
-        _check_name("group", self.name)
-        if not self.options:
-            raise ActionError(f"action group {self.name!r} has no options; it needs at least one")
-        for option in self.options:
-            _check_name(f"option of group {self.name!r}", option)
-        if len(set(self.options)) != len(self.options):
-            raise ActionError(
-                f"action group {self.name!r} repeats an option: {', '.join(self.options)}; "
-                "names of options must differ"
-            )
-
-    @property
-    def size(self) -> int:
-        """Number of tokens that the group can take."""
-        return len(self.options)
-
-    @property
-    def rest(self) -> float:
-        """Value when nothing is done: the first option."""
-        return 0.0
-
-    def value(self, setting: object) -> float:
-        """Return the index of a named option."""
-        if isinstance(setting, str) and setting in self.options:
-            return float(self.options.index(setting))
-        raise ActionError(
-            f"action group {self.name!r} has no option {setting!r}; "
-            f"it has {', '.join(self.options)}"
-        )
-
-    def setting(self, value: float) -> Setting:
-        """Return the name of the option at an index; the inverse of `value`."""
-        return self.options[int(value)]
-
-    def to_ids(self, values: Num[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-        """Return option indices, int64, after checking them."""
-        broken = ~(np.isfinite(values) & (values == np.floor(values)))
-        if np.any(broken):
-            raise ActionError(
-                f"action group {self.name!r} takes whole numbers, the indices of its options, "
-                f"got {_first(values, broken)}"
-            )
-        outside = (values < 0) | (values >= self.size)
-        if np.any(outside):
-            raise ActionError(
-                f"action group {self.name!r} got {_first(values, outside)}; allowed are 0 to "
-                f"{self.size - 1} ({', '.join(self.options)})"
-            )
-        return np.asarray(values, np.int64)
-
-    def from_ids(self, ids: Int[np.ndarray, "..."]) -> Num[np.ndarray, "..."]:
-        """Return option indices; the inverse of `to_ids`."""
-        return ids
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the group as plain JSON values."""
-        return {"kind": "categorical", "name": self.name, "options": list(self.options)}
+__all__ = [
+    "ActionSchema",
+    "Axis",
+    "Categorical",
+    "Group",
+    "MuLawAxis",
+    "PointerAxis",
+    "Setting",
+]
 
 
 @dataclass(frozen=True)
-class Axis:
-    """A number between `low` and `high`, written as the centre of one of `bins` equal bins.
+class PointerAxis:
+    """An axis that the mouse moves: the movement since the last step, in pixels, sets its value."""
 
-    With an odd number of bins the middle of the axis is a centre, so zero survives on an axis that
-    is symmetric around it.
-    """
-
-    name: str
-    low: float
-    high: float
-    bins: int
+    group: str
+    """Name of an `Axis` or `MuLawAxis`."""
+    per_pixel: float
+    """Value of one pixel, in units of the axis; negative turns the direction around."""
 
     def __post_init__(self) -> None:
-        _check_name("group", self.name)
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+        if not math.isfinite(self.per_pixel) or self.per_pixel == 0:
             raise ActionError(
-                f"action axis {self.name!r} needs finite bounds with low below high, "
-                f"got {self.low} to {self.high}"
+                f"the pointer needs a finite per_pixel other than 0 for the group {self.group!r}, "
+                f"got {self.per_pixel}"
             )
-        if self.bins < 1:
-            raise ActionError(f"action axis {self.name!r} needs at least 1 bin, got {self.bins}")
-
-    @property
-    def size(self) -> int:
-        """Number of tokens that the group can take."""
-        return self.bins
-
-    @property
-    def rest(self) -> float:
-        """Value when nothing is done: zero, or the bound nearest to it."""
-        return min(max(0.0, self.low), self.high)
-
-    def value(self, setting: object) -> float:
-        """Return a number given as such or as text, after checking the bounds."""
-        try:
-            number = float(setting) if isinstance(setting, str | int | float) else math.nan
-        except ValueError:
-            number = math.nan
-        if not self.low <= number <= self.high:
-            raise ActionError(
-                f"action axis {self.name!r} takes a number from {self.low:g} to {self.high:g}, "
-                f"got {setting!r}"
-            )
-        return number
-
-    def setting(self, value: float) -> Setting:
-        """Return the number itself; the inverse of `value`."""
-        return float(value)
-
-    def to_ids(self, values: Num[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
-        """Return the bin that holds each value, int64 in [0, bins)."""
-        # Bounds that went through float32 may be off by a rounding; anything more is a mistake.
-        slack = 1e-6 * (self.high - self.low)
-        outside = ~((values >= self.low - slack) & (values <= self.high + slack))
-        if np.any(outside):
-            raise ActionError(
-                f"action axis {self.name!r} got {_first(values, outside)}; allowed is "
-                f"{self.low:g} to {self.high:g}; clip the value or widen the axis"
-            )
-        places = (values - self.low) / (self.high - self.low) * self.bins
-        return np.asarray(np.clip(np.floor(places), 0, self.bins - 1), np.int64)
-
-    def from_ids(self, ids: Int[np.ndarray, "..."]) -> Num[np.ndarray, "..."]:
-        """Return the centres of bins, float64; at most half a bin from what was encoded."""
-        return np.asarray(self.low + (ids + 0.5) / self.bins * (self.high - self.low))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the group as plain JSON values."""
-        return {
-            "kind": "axis",
-            "name": self.name,
-            "low": self.low,
-            "high": self.high,
-            "bins": self.bins,
-        }
+        """Return the axis as plain JSON values; `from_json` is the inverse."""
+        return {"group": self.group, "per_pixel": self.per_pixel}
 
-
-Group = Categorical | Axis
+    @classmethod
+    def from_json(cls, value: object) -> "PointerAxis":
+        """Return the axis that `to_json` described; raises ActionError if it is none."""
+        fields = json_fields(value, "pointer axis", {"group": str, "per_pixel": (int, float)})
+        return cls(fields["group"], float(fields["per_pixel"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +63,7 @@ class ActionSchema:
     """The groups of an action, the actions that people name, and the keys they press for them.
 
     An action is an array `[..., num_groups]`: an option's index for a `Categorical`, a number for
-    an `Axis`; int64 when every group is categorical, else float64.
+    an `Axis` or `MuLawAxis`; int64 when every group is categorical, else float64.
 
     Example:
         >>> schema = ActionSchema(
@@ -190,7 +79,12 @@ class ActionSchema:
     named: Mapping[str, Mapping[str, Setting]] = field(default_factory=dict)
     """Name of an action -> what it sets; groups that it leaves out stay at rest."""
     keys: Mapping[str, str] = field(default_factory=dict)
-    """Browser `KeyboardEvent.code` -> name of the action that is on while the key is down."""
+    """Browser `KeyboardEvent.code` -> name of the action that is on while the key is down. The
+    buttons of a mouse are "Mouse0" (left), "Mouse1" (middle) and "Mouse2" (right)."""
+    pointer: Mapping[str, PointerAxis] = field(default_factory=dict)
+    """What moving the mouse sets: "x" (to the right) and "y" (downwards), either or both."""
+    numbering: Numbering | None = None
+    """The ids of each slot; none means one slot a group, ids counted on from slot to slot."""
 
     def __post_init__(self) -> None:
         if not self.groups:
@@ -201,7 +95,7 @@ class ActionSchema:
                 f"an action schema repeats a group: {', '.join(names)}; names of groups must differ"
             )
         for name, settings in self.named.items():
-            _check_name("action", name)
+            check_name("action", name)
             for group_name, setting in settings.items():
                 self.group(group_name).value(setting)
         for code, name in self.keys.items():
@@ -210,6 +104,20 @@ class ActionSchema:
                     f"key {code!r} plays {name!r}, which is no named action; "
                     f"named are {', '.join(self.named) or 'none'}"
                 )
+
+        for direction, axis in self.pointer.items():
+            if direction not in ("x", "y"):
+                raise ActionError(f"a pointer moves in 'x' and 'y', got {direction!r}")
+            if isinstance(self.group(axis.group), Categorical):
+                raise ActionError(
+                    f"pointer {direction!r} moves the group {axis.group!r}, which is a choice; a "
+                    "pointer moves an axis"
+                )
+        moved = [axis.group for axis in self.pointer.values()]
+        if len(set(moved)) != len(moved):
+            raise ActionError(f"pointer 'x' and 'y' both move the group {moved[0]!r}; choose one")
+        if self.numbering is not None:
+            self.numbering.check(self.groups)
 
     @property
     def num_groups(self) -> int:
@@ -258,10 +166,18 @@ class ActionSchema:
 
     def to_json(self) -> dict[str, Any]:
         """Return the schema as plain JSON values; `from_json` is the inverse."""
+        # Optional fields are left out while they say nothing, so files of earlier versions and
+        # files without them are the same.
+        optional: dict[str, Any] = {}
+        if self.pointer:
+            optional["pointer"] = {name: axis.to_json() for name, axis in self.pointer.items()}
+        if self.numbering is not None:
+            optional["numbering"] = self.numbering.to_json()
         return {
             "groups": [group.to_json() for group in self.groups],
             "named": {name: dict(settings) for name, settings in self.named.items()},
             "keys": dict(self.keys),
+            **optional,
         }
 
     @classmethod
@@ -272,8 +188,13 @@ class ActionSchema:
             ActionError: If a key is missing or unknown, a value has the wrong type, or the schema
                 contradicts itself.
         """
-        fields = _fields(value, "action schema", {"groups": list, "named": dict, "keys": dict})
-        groups = tuple(_group_from_json(group) for group in fields["groups"])
+        fields = json_fields(
+            value,
+            "action schema",
+            {"groups": list, "named": dict, "keys": dict},
+            optional={"pointer": dict, "numbering": dict},
+        )
+        groups = tuple(group_from_json(group) for group in fields["groups"])
         named = {}
         for name, settings in fields["named"].items():
             if not isinstance(settings, dict):
@@ -286,55 +207,15 @@ class ActionSchema:
         for code, name in fields["keys"].items():
             if not isinstance(name, str):
                 raise ActionError(f"key {code!r} must name an action, got {name!r}")
-        return cls(groups=groups, named=named, keys=fields["keys"])
-
-
-def _group_from_json(value: object) -> Group:
-    kind = value.get("kind") if isinstance(value, dict) else None
-    if kind == "categorical":
-        fields = _fields(value, "action group", {"kind": str, "name": str, "options": list})
-        if not all(isinstance(option, str) for option in fields["options"]):
-            raise ActionError(f"options of group {fields['name']!r} must be names")
-        return Categorical(fields["name"], tuple(fields["options"]))
-    if kind == "axis":
-        number = (int, float)
-        fields = _fields(
-            value,
-            "action group",
-            {"kind": str, "name": str, "low": number, "high": number, "bins": int},
+        pointer = {
+            direction: PointerAxis.from_json(axis)
+            for direction, axis in fields.get("pointer", {}).items()
+        }
+        numbering = Numbering.from_json(fields["numbering"]) if "numbering" in fields else None
+        return cls(
+            groups=groups,
+            named=named,
+            keys=fields["keys"],
+            pointer=pointer,
+            numbering=numbering,
         )
-        return Axis(fields["name"], float(fields["low"]), float(fields["high"]), fields["bins"])
-    raise ActionError(f"an action group must have kind 'categorical' or 'axis', got {value!r}")
-
-
-def _fields(
-    value: object, what: str, kinds: Mapping[str, type | tuple[type, ...]]
-) -> dict[str, Any]:
-    """Return a JSON object whose keys and types are exactly those of `kinds`."""
-    if not isinstance(value, dict):
-        raise ActionError(f"{what} must be a JSON object, got {type(value).__name__}")
-    if set(value) != set(kinds):
-        missing, unknown = (
-            sorted(set(kinds) - set(value)),
-            sorted(map(str, set(value) - set(kinds))),
-        )
-        raise ActionError(
-            f"{what} must have exactly the keys {', '.join(kinds)}; "
-            f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
-        )
-    for key, kind in kinds.items():
-        if not isinstance(value[key], kind) or isinstance(value[key], bool):
-            raise ActionError(f"{what}: {key!r} has the wrong type, got {value[key]!r}")
-    return value
-
-
-def _check_name(what: str, name: str) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ActionError(
-            f"name of {what} must not be empty nor hold spaces or any of , + * = , got {name!r}"
-        )
-
-
-def _first(values: np.ndarray, wrong: Any) -> str:
-    """Return the first wrong value as text, for a message."""
-    return f"{np.atleast_1d(values)[np.atleast_1d(wrong)][0]:g}"

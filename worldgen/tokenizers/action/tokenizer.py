@@ -6,16 +6,18 @@ import numpy as np
 from jaxtyping import Int, Num
 
 from worldgen.errors import ActionError
+from worldgen.tokenizers.action.numbering import GroupIds, consecutive_numbering
 from worldgen.tokenizers.action.schema import ActionSchema
 
 __all__ = ["ActionTokenizer"]
 
 
 class ActionTokenizer:
-    """One token for each group of a schema, each slot with ids of its own.
+    """One token for each slot of a schema's numbering.
 
-    The ids of slot `k` begin where those of slot `k - 1` end, so one embedding table of
-    `vocabulary_size` rows serves all slots.
+    Without a numbering there is one slot for each group, with ids of its own: those of slot `k`
+    begin where those of slot `k - 1` end. One embedding table of `vocabulary_size` rows serves all
+    slots.
 
     Args:
         schema: What an action is made of.
@@ -27,22 +29,25 @@ class ActionTokenizer:
 
     def __init__(self, schema: ActionSchema) -> None:
         self.schema = schema
-        self.slot_sizes: tuple[int, ...] = tuple(group.size for group in schema.groups)
+        self.numbering = schema.numbering or consecutive_numbering(schema.groups)
 
     @property
     def num_slots(self) -> int:
         """Action tokens of a step."""
-        return len(self.slot_sizes)
+        return len(self.numbering.slots)
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of different ids over all slots."""
-        return sum(self.slot_sizes)
+        """Number of different ids over all slots, with those that no slot holds."""
+        return self.numbering.vocabulary_size
 
     @cached_property
-    def slot_offsets(self) -> Int[np.ndarray, " slot"]:
-        """First id of each slot."""
-        return np.cumsum((0, *self.slot_sizes[:-1]), dtype=np.int64)
+    def slot_ids(self) -> tuple[Int[np.ndarray, " option"], ...]:
+        """The ids that each slot may hold, int64: one for each option or bin, or a single one."""
+        return tuple(
+            np.array(slot.ids if isinstance(slot, GroupIds) else [slot], dtype=np.int64)
+            for slot in self.numbering.slots
+        )
 
     def encode(
         self, actions: Num[np.ndarray, "*leading group"]
@@ -56,44 +61,84 @@ class ActionTokenizer:
             ActionError: If the last axis is not `num_groups` long, or a value is not allowed.
         """
         actions = np.asarray(actions)
-        self._check_last_axis("actions", actions, self.schema.num_groups, "groups")
-        slots = [
-            group.to_ids(actions[..., index]) for index, group in enumerate(self.schema.groups)
-        ]
-        ids: np.ndarray = np.stack(slots, axis=-1) + self.slot_offsets
+        names = [group.name for group in self.schema.groups]
+        _check_last_axis("actions", actions, names, "groups")
+        ids = np.empty((*actions.shape[:-1], self.num_slots), dtype=np.int64)
+        for slot, index in enumerate(self._slot_groups):
+            places: np.ndarray | int = 0
+            if index is not None:
+                places = self.schema.groups[index].to_ids(actions[..., index])
+            ids[..., slot] = self.slot_ids[slot][places]
         return ids
 
     def decode(self, ids: Num[np.ndarray, "*leading slot"]) -> Num[np.ndarray, "*leading group"]:
         """Return actions: the option that each id stands for, or the centre of its bin.
 
         `encode(decode(ids))` is `ids`; `decode(encode(actions))` is `actions` for categorical
-        groups and at most half a bin away on an axis.
+        groups and the centre of its bin on an axis.
 
         Raises:
             ActionError: If the last axis is not `num_slots` long, or an id is not one of its slot.
         """
         ids = np.asarray(ids)
-        self._check_last_axis("action ids", ids, self.num_slots, "slots")
+        _check_last_axis("action ids", ids, self._slot_names, "slots")
         if not np.issubdtype(ids.dtype, np.integer):
             raise ActionError(f"action ids must be whole numbers, got {ids.dtype}")
-        indices = ids.astype(np.int64) - self.slot_offsets
-        wrong = (indices < 0) | (indices >= np.asarray(self.slot_sizes))
-        if wrong.any():
-            slot = int(np.argwhere(wrong)[0][-1])
-            first = int(self.slot_offsets[slot])
-            raise ActionError(
-                f"action id {int(ids[wrong][0])} does not belong to slot {slot} "
-                f"({self.schema.groups[slot].name!r}), whose ids are {first} to "
-                f"{first + self.slot_sizes[slot] - 1}"
-            )
-        groups = [
-            group.from_ids(indices[..., slot]) for slot, group in enumerate(self.schema.groups)
-        ]
-        return np.stack(groups, axis=-1).astype(self.schema.dtype)
+        actions = np.empty((*ids.shape[:-1], self.schema.num_groups), dtype=self.schema.dtype)
+        for slot, index in enumerate(self._slot_groups):
+            places = self._places(slot, ids[..., slot])
+            if index is not None:
+                actions[..., index] = self.schema.groups[index].from_ids(places)
+        return actions
 
-    def _check_last_axis(self, what: str, values: np.ndarray, length: int, unit: str) -> None:
-        if values.ndim == 0 or values.shape[-1] != length:
-            names = ", ".join(group.name for group in self.schema.groups)
+    @cached_property
+    def _slot_groups(self) -> tuple[int | None, ...]:
+        """Index of each slot's group; none for a slot whose id never changes."""
+        return tuple(
+            self.schema.group_index(slot.group) if isinstance(slot, GroupIds) else None
+            for slot in self.numbering.slots
+        )
+
+    @cached_property
+    def _slot_names(self) -> list[str]:
+        return [
+            slot.group if isinstance(slot, GroupIds) else "constant"
+            for slot in self.numbering.slots
+        ]
+
+    @cached_property
+    def _slot_tables(self) -> tuple[Int[np.ndarray, " id"], ...]:
+        """For each slot: the place of every id of the vocabulary in it, or -1."""
+        tables = []
+        for ids in self.slot_ids:
+            table = np.full(self.vocabulary_size, -1, dtype=np.int64)
+            table[ids] = np.arange(len(ids))
+            tables.append(table)
+        return tuple(tables)
+
+    def _places(self, slot: int, ids: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """Return the option or bin of each id of a slot."""
+        inside = (ids >= 0) & (ids < self.vocabulary_size)
+        places = np.where(inside, self._slot_tables[slot][np.where(inside, ids, 0)], -1)
+        wrong = places < 0
+        if wrong.any():
             raise ActionError(
-                f"{what} must end in an axis of {length} {unit} ({names}), got shape {values.shape}"
+                f"action id {int(ids[wrong].flat[0])} does not belong to slot {slot} "
+                f"({self._slot_names[slot]!r}), whose ids are {_runs(self.slot_ids[slot])}"
             )
+        return places
+
+
+def _check_last_axis(what: str, values: np.ndarray, names: list[str], unit: str) -> None:
+    if values.ndim == 0 or values.shape[-1] != len(names):
+        raise ActionError(
+            f"{what} must end in an axis of {len(names)} {unit} ({', '.join(names)}), "
+            f"got shape {values.shape}"
+        )
+
+
+def _runs(ids: Int[np.ndarray, " option"]) -> str:
+    """Return ids as text, those that follow each other as "3 to 9"."""
+    ordered = np.sort(ids)
+    runs = np.split(ordered, np.flatnonzero(np.diff(ordered) != 1) + 1)
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
