@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from worldgen.errors import ActionError
-from worldgen.tokenizers.action import ActionSchema, Axis, Categorical
+from worldgen.tokenizers.action import (
+    ActionSchema,
+    Axis,
+    Categorical,
+    MuLawAxis,
+    PointerAxis,
+)
 
 STEERING = Categorical("steering", ("none", "left", "right"))
 
@@ -60,6 +66,7 @@ def test_json_gives_the_same_schema_back() -> None:
         ({"named": {"race": {"gas": 2}}}, "number from 0 to 1, got 2"),
         ({"keys": {"KeyA": "hop"}}, "'KeyA' plays 'hop'"),
         ({"keys": {"KeyA": 4}}, "must name an action"),
+        ({"groups": [{"kind": "mu_law_axis", "name": "x", "limit": 1, "bins": 3}]}, "missing: mu"),
     ],
 )
 def test_json_that_is_not_a_schema_is_refused(change: dict[str, object], message: str) -> None:
@@ -83,3 +90,50 @@ def test_groups_that_contradict_themselves_are_refused() -> None:
         Axis("gas", 0.0, 1.0, 0)
     with pytest.raises(ActionError, match="repeats a group"):
         ActionSchema(groups=(STEERING, STEERING))
+
+
+LOOK = MuLawAxis("look", limit=90.0, bins=21, mu=10.0)
+POINTER = {"x": PointerAxis("look", 0.15), "y": PointerAxis("gas", -0.01)}
+
+
+def make_pointer_schema() -> ActionSchema:
+    """Return a schema with a choice, two axes and a pointer that moves both."""
+    groups = (STEERING, Axis("gas", 0.0, 1.0, 5), LOOK)
+    return ActionSchema(groups=groups, pointer=POINTER)
+
+
+def test_json_gives_the_same_pointer_back() -> None:
+    schema = make_pointer_schema()
+    value = json.loads(json.dumps(schema.to_json()))
+    assert value["pointer"] == {
+        "x": {"group": "look", "per_pixel": 0.15},
+        "y": {"group": "gas", "per_pixel": -0.01},
+    }
+    assert ActionSchema.from_json(value) == schema
+
+
+def test_json_of_a_schema_without_a_pointer_is_as_it_was_before_there_were_any() -> None:
+    assert list(make_schema().to_json()) == ["groups", "named", "keys"]
+
+
+@pytest.mark.parametrize(
+    ("pointer", "message"),
+    [
+        ({"z": {"group": "look", "per_pixel": 1}}, "moves in 'x' and 'y', got 'z'"),
+        ({"x": {"group": "wheel", "per_pixel": 1}}, "no action group 'wheel'"),
+        ({"x": {"group": "steering", "per_pixel": 1}}, "'steering', which is a choice"),
+        (
+            {"x": {"group": "look", "per_pixel": 1}, "y": {"group": "look", "per_pixel": 1}},
+            "both move the group 'look'",
+        ),
+        ({"x": {"group": "look", "per_pixel": 0}}, "finite per_pixel other than 0"),
+        ({"x": {"group": "look", "per_pixel": float("inf")}}, "finite per_pixel other than 0"),
+        ({"x": {"group": "look", "per_pixel": "1"}}, "'per_pixel' has the wrong type"),
+        ({"x": {"group": "look"}}, "pointer axis.*missing: per_pixel"),
+        ({"x": "look"}, "pointer axis must be a JSON object, got str"),
+        ([], "'pointer' has the wrong type"),
+    ],
+)
+def test_json_that_is_no_pointer_is_refused(pointer: object, message: str) -> None:
+    with pytest.raises(ActionError, match=message):
+        ActionSchema.from_json({**make_pointer_schema().to_json(), "pointer": pointer})

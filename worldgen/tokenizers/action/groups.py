@@ -15,7 +15,7 @@ __all__ = ["Axis", "Categorical", "Group", "MuLawAxis", "Setting", "group_from_j
 Setting = str | float
 """What a named action says about one group: an option's name, or a number on an axis."""
 
-
+# With more options than this a message names only the first half as many.
 _MAX_SHOWN = 40
 
 

@@ -8,6 +8,7 @@ In every schema here the options of a choice are "none" and the environment's ow
 keys that are down together are joined, as in "forward&back".
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import combinations
@@ -113,11 +114,13 @@ def minecraft_schema(preset: str) -> ActionSchema:
       is finer near rest.
 
     The camera of "minecraft" has 61 bins up to 90 degrees with mu = 100. The centres next to rest
-    are then 0.15, 0.32, 0.53, 0.76 and 1.04 degrees: the first is one pixel of the recorder's
-    mouse, 0.15 degrees, the smallest turn that there is. From there bins grow by 17 % each, so a
-    turn comes back within 8 % or half a pixel, whichever is more, up to the last centres of 66.0,
-    77.1 and 90 degrees. MineWorld's own 21 bins take all below 1.05 degrees, which is seven pixels,
-    for rest.
+    are then 0.15, 0.32, 0.53, 0.77 and 1.04 degrees: the first is one pixel of the recorder's
+    mouse, 0.15 degrees, the smallest turn that there is. From there bins grow by 17 % each, to 65.9,
+    77.0 and 90 degrees, so a turn comes back within 8 % of itself plus half a pixel. MineWorld's own
+    21 bins take all below 1.05 degrees, which is seven pixels, for rest.
+
+    Its hotbar has an option for every set of its nine keys: two overlap whenever a player rolls from
+    one to the next, and then the lowest is as often the key let go as the key meant.
 
     Raises:
         ActionError: If there is no such preset.
@@ -156,7 +159,7 @@ def mineworld_schema(
         ActionError: If these contradict each other.
     """
     half = camera_limit / camera_bin_width if camera_bin_width > 0 else 0.0
-    if not half >= 1 or abs(half - round(half)) > 1e-9:
+    if not 1 <= half < math.inf or abs(half - round(half)) > 1e-9:
         raise ActionError(
             f"the camera's bin width must divide its limit of {camera_limit:g} degrees, so that "
             f"rest is the centre of a bin; got {camera_bin_width:g}"
@@ -267,15 +270,22 @@ def to_environment_action(
 
 
 def _schema(groups: Sequence[Group], numbering: Numbering | None = None) -> ActionSchema:
-    named: dict[str, dict[str, Setting]] = {"nothing": {}}
+    owners = {
+        option: group.name
+        for group in groups
+        if isinstance(group, Categorical)
+        for option in group.options[1:]
+    }
+    pressed = [name for name in (*_KEYS.values(), "ESC") if name in owners]
+    named: dict[str, dict[str, Setting]] = {
+        "nothing": {},
+        **{name: {owners[name]: name} for name in pressed},
+    }
     for group in groups:
-        if isinstance(group, Categorical):
-            singles = [option for option in group.options[1:] if "&" not in option]
-            named |= {option: {group.name: option} for option in singles}
-        else:
-            back, on = ("up", "down") if group.name == "camera_pitch" else ("left", "right")
-            turn = min(_LOOK_DEGREES, group.high)
-            named |= {f"look_{back}": {group.name: -turn}, f"look_{on}": {group.name: turn}}
+        if isinstance(group, MuLawAxis):
+            turn = min(_LOOK_DEGREES, group.limit)
+            less, more = ("up", "down") if group.name == "camera_pitch" else ("left", "right")
+            named |= {f"look_{less}": {group.name: -turn}, f"look_{more}": {group.name: turn}}
     return ActionSchema(
         groups=tuple(groups),
         named=named,

@@ -75,7 +75,9 @@ def actions_from_keys(codes: Iterable[str], schema: ActionSchema) -> Num[np.ndar
 
     Args:
         codes: `KeyboardEvent.code` of each key that is down, in the order of pressing. Keys without
-            an action do nothing; where two set the same group, the one pressed last wins.
+            an action do nothing; where two set the same group, the one pressed last wins, also
+            where the group has an option for both: a player who rolls from one key to the other
+            means the other.
         schema: Holds the keys.
     """
     settings: dict[str, Setting] = {}
