@@ -19,6 +19,7 @@ from worldgen.config import build
 from worldgen.data.episodes import SPLITS, Dataset
 from worldgen.errors import CheckpointError, DataError, WorldgenError
 from worldgen.evaluation.clips import load_clips, write_clip_specs
+from worldgen.evaluation.inverse_dynamics import INVERSE_DYNAMICS_FILE
 from worldgen.evaluation.machine import hardware
 from worldgen.evaluation.page import format_figure
 from worldgen.evaluation.world import PROBES_FILE
@@ -74,6 +75,8 @@ class RunConfig:
     model_file: str
     probe_file: str
     """Judges trained by `train.probe`; left out of the world where the file does not exist."""
+    inverse_dynamics_file: str
+    """Judge trained by `train.inverse_dynamics`; left out in the same way."""
     figures: str | None
     """JSON file written by `worldgen evaluate world --json`, or none."""
     hardware: str | None
@@ -108,6 +111,7 @@ def run(cfg: DictConfig) -> Path:
         tokenizer_file=Path(config.tokenizer_file),
         model_file=Path(config.model_file),
         probe_file=Path(config.probe_file),
+        inverse_dynamics_file=Path(config.inverse_dynamics_file),
         world=config.world,
         starts=config.starts,
         facts={"hardware": config.hardware or str(hardware()["processor"]), "date": config.date},
@@ -125,6 +129,7 @@ def package(
     world: WorldConfig,
     starts: StartsConfig,
     probe_file: Path | None = None,
+    inverse_dynamics_file: Path | None = None,
     facts: Mapping[str, str] | None = None,
     figures: Mapping[str, str] | None = None,
 ) -> Path:
@@ -141,6 +146,7 @@ def package(
         world: For the card.
         starts: How many beginnings, and where.
         probe_file: Judges of real frames, copied into the world if the file exists.
+        inverse_dynamics_file: Judge that reads actions from frames, copied in the same way.
         facts: More about the training, for the card.
         figures: Measured quality, for the card.
 
@@ -162,8 +168,10 @@ def package(
     _store(model_file, out / MODEL_FILE, model)
     save_starts(out / STARTS_FILE, make_starts(dataset, tokenizer, starts))
     _write_test_clips(dataset, out / "evaluation.json")
-    if probe_file is not None and probe_file.exists():
-        save_tensors(out / PROBES_FILE, *load_tensors(probe_file))
+    judges = {PROBES_FILE: probe_file, INVERSE_DYNAMICS_FILE: inverse_dynamics_file}
+    for judges_name, file in judges.items():
+        if file is not None and file.exists():
+            save_tensors(out / judges_name, *load_tensors(file))
     metadata = dataset.metadata
     frames = {split: _frames(dataset, split) for split in SPLITS}
     card = WorldCard(
@@ -174,7 +182,7 @@ def package(
         action_schema=metadata.action_schema,
         decoders=world.decoders,
         sampling=world.sampling,
-        environment=EnvironmentCard(**metadata.environment),
+        environment=EnvironmentCard(**metadata.environment) if metadata.environment else None,
         data={
             "frames": frames,
             "first_seeds": metadata.seeds,

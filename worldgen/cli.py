@@ -129,6 +129,12 @@ def _add_evaluate(commands: Any) -> None:
         "--data", type=Path, metavar="FOLDER", help="recording to take clips from (test split)"
     )
     world.add_argument(
+        "--inverse-dynamics",
+        type=Path,
+        metavar="FILE",
+        help="judge that reads actions from frames (default: the one in the world's folder)",
+    )
+    world.add_argument(
         "--long",
         action="store_true",
         help="replay 1,000 frames and time frame 5,000; minutes instead of seconds",

@@ -147,7 +147,13 @@ def _evaluate_world(arguments: Namespace) -> int:
     world = load(arguments.world)
     _check_output(_json_path(arguments))
     _check_output(arguments.html)
-    result = evaluate_world(world, clips=arguments.clips, data=arguments.data, long=arguments.long)
+    result = evaluate_world(
+        world,
+        clips=arguments.clips,
+        data=arguments.data,
+        inverse_dynamics=arguments.inverse_dynamics,
+        long=arguments.long,
+    )
     if arguments.html is not None:
         write_report(result, arguments.html)
     if arguments.json is not None:
@@ -157,7 +163,11 @@ def _evaluate_world(arguments: Namespace) -> int:
     if arguments.json != "-":
         for row in result["summary"]:
             print(_summary_line(row))
-    return 0
+    # Every figure of action following is worth nothing then, so no script shall overlook it.
+    misaligned = result["inverse_dynamics"].get("misaligned", [])
+    for problem in misaligned:
+        print(f"worldgen: {problem}", file=sys.stderr)
+    return 1 if misaligned else 0
 
 
 def _evaluate_tokenizer(arguments: Namespace) -> int:

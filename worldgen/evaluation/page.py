@@ -101,7 +101,7 @@ def format_figure(value: float | None, unit: str) -> str:
         return NONE
     if unit == "dB":
         return f"{value:.1f} dB"
-    return f"{value:.0f} {unit}" if unit == "codes" else number(value)
+    return f"{value:.0f} {unit}" if unit in ("codes", "steps") else number(value)
 
 
 def _value(value: object) -> str:

@@ -16,6 +16,7 @@ __all__ = [
     "load_motion_data",
     "load_tile_data",
     "motion_columns",
+    "spread_episodes",
     "tile_classes",
 ]
 
@@ -78,7 +79,7 @@ def load_motion_data(
     """
     frames, last_frames, targets = [], [], []
     loaded = 0
-    for info in _spread(dataset, split, max_frames):
+    for info in spread_episodes(dataset, split, max_frames):
         episode = dataset.load(info)
         columns = motion_columns(episode.columns)
         missing = [name for name in config.quantities if name not in columns]
@@ -144,7 +145,7 @@ def load_tile_data(
     Raises:
         DataError: If the split is empty, or a column is missing or holds unknown classes.
     """
-    episodes = _spread(dataset, split, None)
+    episodes = spread_episodes(dataset, split, None)
     stride = max(1, -(-sum(info.length for info in episodes) // max_frames))
     frames, classes = [], []
     for number, info in enumerate(episodes):
@@ -156,7 +157,12 @@ def load_tile_data(
     return TileData(frames=np.concatenate(frames), classes=np.concatenate(classes))
 
 
-def _spread(dataset: Dataset, split: str, max_frames: int | None) -> list[EpisodeInfo]:
+def spread_episodes(dataset: Dataset, split: str, max_frames: int | None) -> list[EpisodeInfo]:
+    """Return episodes spread over a split, so many that they have about `max_frames` frames.
+
+    Raises:
+        DataError: If the split is empty.
+    """
     episodes = dataset.episodes(split)
     if not episodes:
         raise DataError(f"no complete {split} episode in {dataset.folder}; record some, then retry")

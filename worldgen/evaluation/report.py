@@ -75,6 +75,7 @@ def render_report(result: Mapping[str, Any]) -> str:
         _tokens(result["tokens"]),
         _motion(result.get("motion")),
         _tiles(result.get("tiles")),
+        _inverse_dynamics(result["inverse_dynamics"]),
         _judges(result["judges"]),
         _conditions(result),
     ]
@@ -237,6 +238,75 @@ def _tiles(tiles: Mapping[str, Any] | None) -> str:
         "<p>Free moves that scroll by one tile the right way, blocked moves that do not scroll.</p>"
         f"{table(['actions', 'move', 'cases', 'right'], moves)}</section>"
     )
+
+
+def _inverse_dynamics(judged: Mapping[str, Any]) -> str:
+    title = "<section><h2>Actions read from frames</h2>"
+    if "absent" in judged:
+        return f"{title}<p>Not measured: {text(judged['absent'])}.</p></section>"
+    frames, held_out = judged["frames"], judged["held_out"]
+    names = [_REFERENCES[source] for source in frames]
+    scores = ("precision_macro", "recall_macro", "f1_macro", "f1_micro")
+    rows = {
+        name: [figures["tasks"][name] for figures in frames.values()]
+        for name in frames["generated"]["tasks"]
+    }
+    if rows:
+        rows["mean over tasks"] = [figures["mean_over_tasks"] for figures in frames.values()]
+        for window in frames["generated"]["windows"]:
+            rows[f"mean, steps {window}"] = [
+                figures["windows"][window]["mean_over_tasks"] for figures in frames.values()
+            ]
+    tasks = [
+        [name, *(percent(task[score]) for score in scores for task in each)]
+        for name, each in rows.items()
+    ]
+    head = ["task", *(f"{score.replace('_', ' ')}, {name}" for score in scores for name in names)]
+    axes = [
+        [
+            f"{axis}, bins",
+            *(number(f["axes"][axis]["mean_absolute_difference"]) for f in frames.values()),
+        ]
+        for axis in frames["generated"]["axes"]
+    ]
+    if frames["generated"]["camera_error_bins"] is not None:
+        axes.append(["camera, 11 bins", *(number(f["camera_error_bins"]) for f in frames.values())])
+    shifts = [
+        [
+            f"{step} steps",
+            *(percent(f["alignment"]["agreement"].get(step)) for f in frames.values()),
+        ]
+        for step in frames["real_frames"]["alignment"]["agreement"]
+    ]
+    confusions = "".join(
+        f"<h3>{text(name)}, dream</h3>"
+        + table(
+            ["taken, and read as", *task["answers"]],
+            [
+                [answer, *(f"{count:,}" for count in counts)]
+                for answer, counts in zip(task["answers"], task["confusion"], strict=True)
+            ],
+        )
+        for name, task in frames["generated"]["tasks"].items()
+    )
+    alarm = "".join(f"<p><b>{text(problem)}</b></p>" for problem in judged["misaligned"])
+    mean = held_out.get("mean_over_tasks")
+    ceiling = f"; macro F1 {percent(mean['f1_macro'])} on its held-out recording" if mean else ""
+    parts = [
+        title,
+        alarm,
+        "<p>An inverse dynamics model labels every step with the action that it sees; held against "
+        "the actions taken. What it reads from real frames is the most that a dream can reach"
+        f"{ceiling}.</p>",
+        table(head, tasks) if tasks else "",
+        table(["mean absolute error", *names], axes) if axes else "",
+        "<p>Agreement with actions shifted by some steps, where shifts make a difference; the "
+        "most must be at +0.</p>",
+        table(["shift", *names], shifts),
+        confusions,
+        "</section>",
+    ]
+    return "".join(parts)
 
 
 def _judges(judges: Mapping[str, Any]) -> str:

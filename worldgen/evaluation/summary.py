@@ -22,6 +22,7 @@ def summarise(result: dict[str, Any]) -> list[dict[str, Any]]:
         rows += _motion_rows(result)
     if "tiles" in result:
         rows += _tile_rows(result)
+    rows += _inverse_dynamics_rows(result["inverse_dynamics"])
     replay, cost = result["replay"], result["cost"]
     rows.append(
         _row(
@@ -270,3 +271,54 @@ def _tile_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         )
     )
     return rows
+
+
+def _inverse_dynamics_rows(judged: dict[str, Any]) -> list[dict[str, Any]]:
+    name = "actions read from dreamt frames"
+    if "absent" in judged:
+        return [_row(f"{name}, F1", None, "", note=f"not measured: {judged['absent']}")]
+    frames = judged["frames"]
+    own = frames["generated"]
+    steps = f"{own['steps']} steps"
+    rows = []
+
+    def add(label: str, unit: str, keys: tuple[str, ...], note: str) -> None:
+        values: dict[str, float | None] = {
+            source: _entry(figures, keys) for source, figures in frames.items()
+        }
+        value = values.pop("generated")
+        rows.append(_row(f"{name}, {label}", value, unit, references=values, note=note))
+
+    if own["mean_over_tasks"] is not None:
+        note = f"macro average, mean over {', '.join(own['tasks'])}; {steps}"
+        for score, label in (("f1", "F1"), ("precision", "precision"), ("recall", "recall")):
+            add(label, "share", ("mean_over_tasks", f"{score}_macro"), note)
+    if own["camera_error_bins"] is not None:
+        add("camera error", "bins", ("camera_error_bins",), f"11 bins up to 10 degrees; {steps}")
+    for axis, figures in own["axes"].items():
+        note = f"of {figures['bins']} bins; {steps}"
+        add(f"error of {axis}", "bins", ("axes", axis, "mean_absolute_difference"), note)
+    for source, label in (("real_frames", "real"), ("generated", "dreamt")):
+        found = frames[source]["alignment"]
+        shift = found["best_shift"]
+        rows.append(
+            _row(
+                f"shift of the actions that suits {label} frames best",
+                None if shift is None else float(shift),
+                "steps",
+                at_least=0.0,
+                at_most=0.0,
+                references={f"shift_{step}": share for step, share in found["agreement"].items()},
+                note=f"{found['cases']} cases that tell shifts apart"
+                + ("" if found["aligned"] is not None else ", too few to be sure"),
+                claim=found["aligned"] is not None,
+            )
+        )
+    return rows
+
+
+def _entry(figures: dict[str, Any], keys: tuple[str, ...]) -> float:
+    value: Any = figures
+    for key in keys:
+        value = value[key]
+    return float(value)

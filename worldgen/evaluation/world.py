@@ -22,6 +22,12 @@ from worldgen.evaluation.action_following import (
     track_motion,
 )
 from worldgen.evaluation.clips import Clips, load_clips, read_clip_specs, render_clips
+from worldgen.evaluation.inverse_dynamics import (
+    INVERSE_DYNAMICS_FILE,
+    InverseDynamicsModel,
+    load_inverse_dynamics,
+)
+from worldgen.evaluation.inverse_dynamics_following import follow_actions
 from worldgen.evaluation.machine import hardware, versions
 from worldgen.evaluation.prediction import changed_tokens, frame_quality, rollout_quality
 from worldgen.evaluation.probe_data import tile_classes
@@ -63,6 +69,7 @@ def evaluate_world(
     *,
     clips: int = 64,
     data: Path | None = None,
+    inverse_dynamics: Path | None = None,
     long: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -79,6 +86,8 @@ def evaluate_world(
         clips: How many test clips; fewer is faster and noisier.
         data: Recording whose test split gives the clips. Without it the clips are those of the
             world's `evaluation.json`, rendered again by the real environment.
+        inverse_dynamics: Judge that reads actions from frames; without it the one in the world's
+            folder, if there is one.
         long: Replay 1,000 frames and compare frame 5,000 with frame 500; minutes instead of
             seconds.
         progress: Show a bar on the terminal.
@@ -86,8 +95,10 @@ def evaluate_world(
     Raises:
         DataError: If there are no test clips.
         EnvironmentMissingError: If the clips must be rendered and the environment is missing.
-        CheckpointError: If the world's probes are damaged.
+        CheckpointError: If one of the world's judges is damaged, or reads other actions.
     """
+    # First of all, for a wrong file shall not be found after minutes.
+    reader = _load_reader(world, inverse_dynamics)
     stages = ["clips", "rollouts", "tokens", "judges", "replay", "cost"]
     with tqdm(total=len(stages), desc=f"evaluate {world.name}", disable=not progress) as bar:
         shown = time.monotonic()
@@ -127,6 +138,8 @@ def evaluate_world(
             result["motion"] = _motion(material, motion, tell)
         for probe in tiles.values():
             result["tiles"] = _tiles(material, predicted, probe, tell)
+        tell("actions read from frames")
+        result["inverse_dynamics"] = _inverse_dynamics(material, reader)
         bar.update()
         replay_frames, (early, late) = _REPLAY_FRAMES[long], _COST_FRAMES[long]
         result["replay"] = check_replay(world, frames=replay_frames, progress=tell)
@@ -306,6 +319,36 @@ def _probes(world: World) -> tuple[dict[str, Probe], dict[str, Any]]:
     if not path.exists():
         return {}, {}
     return load_probes(path)
+
+
+def _load_reader(
+    world: World, path: Path | None
+) -> tuple[InverseDynamicsModel, dict[str, Any]] | None:
+    if path is None:
+        path = world.folder / INVERSE_DYNAMICS_FILE
+        if not path.exists():
+            return None
+    return load_inverse_dynamics(path, world.action_tokenizer.schema)
+
+
+def _inverse_dynamics(
+    material: _Material, reader: tuple[InverseDynamicsModel, dict[str, Any]] | None
+) -> dict[str, Any]:
+    if reader is None:
+        return {
+            "absent": f"the world has no {INVERSE_DYNAMICS_FILE}; train one with "
+            "python -m train.inverse_dynamics, or name one with --inverse-dynamics"
+        }
+    model, held_out = reader
+    clips = {
+        "generated": material.dream(material.generated),
+        "real_frames": material.clips.frames,
+        "tokenizer_reconstruction": material.reconstruction,
+    }
+    return {
+        "held_out": held_out,
+        **follow_actions(model, clips, material.clips.actions, context=material.context),
+    }
 
 
 def _held_rollouts(
