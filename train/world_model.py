@@ -24,12 +24,15 @@ from worldgen.generation import SamplingConfig, make_decoder
 from worldgen.models import (
     NextFrameConfig,
     NextFrameTransformer,
+    NextTokenConfig,
+    NextTokenTransformer,
+    build_world_model,
     load_world_model,
     save_world_model,
+    world_model_config,
 )
 from worldgen.nn.image_quality import psnr
 from worldgen.records import to_float
-from worldgen.schedule import make_schedule
 from worldgen.tokenizers.action import ActionTokenizer
 from worldgen.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
 from worldgen.training import (
@@ -50,7 +53,8 @@ from worldgen.training import (
 from worldgen.training.settings import TrainingConfig, refuse_other_settings
 from worldgen.training.world_model_loss import (
     CorruptionConfig,
-    WorldModelLossConfig,
+    NextFrameLossConfig,
+    NextTokenLossConfig,
     world_model_losses,
 )
 
@@ -94,8 +98,8 @@ class RunConfig:
     """File of another world model of the same sizes to start from, None: random weights."""
     data: DataConfig
     model: dict[str, Any]
-    """Sizes of `NextFrameConfig`; grid, codebook and actions follow from tokenizer and data."""
-    losses: WorldModelLossConfig
+    """Family and sizes; grid, codebook and actions follow from tokenizer and data."""
+    losses: NextFrameLossConfig | NextTokenLossConfig
     corruption: CorruptionConfig
     validation: ValidationConfig
     training: TrainingConfig
@@ -167,16 +171,12 @@ def run(cfg: DictConfig) -> RunFolder:
             raise DataError(_too_short(dataset, visual_tokenizer, clips, length))
     order = DataOrder(starts.astype(float), batch_size=training.batch_size, seed=config.seed)
 
-    model = NextFrameTransformer(_model_config(config, visual_tokenizer, action_tokenizer))
+    model = build_world_model(_model_config(config, visual_tokenizer, action_tokenizer))
     if config.initial_weights is not None:
         _start_from(model, Path(config.initial_weights))
     model = model.to(device)
     average = WeightAverage(model, training.average_decay)
     optimiser = build_optimiser(model, training.optimiser)
-    schedules = [
-        make_schedule(name, model.layout.rows, model.layout.columns)
-        for name in config.losses.schedules
-    ]
     fixed = config.fixed(tokenizer_hash)
     position = Position(step=0, elapsed_seconds=0.0, settings=fixed)
     if config.resume and folder.checkpoint.exists():
@@ -214,7 +214,6 @@ def run(cfg: DictConfig) -> RunFolder:
                     visual_ids.to(device),
                     action_ids.to(device),
                     losses=config.losses,
-                    schedules=schedules,
                     corruption=config.corruption,
                     generator=torch.Generator().manual_seed(config.seed * 2**32 + step),
                 )
@@ -282,7 +281,9 @@ def run(cfg: DictConfig) -> RunFolder:
 
 def _model_config(
     config: RunConfig, visual_tokenizer: VisualTokenizer, action_tokenizer: ActionTokenizer
-) -> NextFrameConfig:
+) -> NextFrameConfig | NextTokenConfig:
+    sizes = dict(config.model)
+    family = str(sizes.pop("family", None))
     derived = {
         "rows": visual_tokenizer.rows,
         "columns": visual_tokenizer.columns,
@@ -291,7 +292,7 @@ def _model_config(
         "frames_per_step": visual_tokenizer.frames_per_latent,
         "action_vocabulary_size": action_tokenizer.vocabulary_size,
     }
-    return build(NextFrameConfig, config.model | derived)
+    return world_model_config(family, sizes | derived)
 
 
 def _validation_steps(
@@ -318,16 +319,16 @@ def _too_short(dataset: Dataset, visual_tokenizer: VisualTokenizer, split: str, 
     )
 
 
-def _start_from(model: NextFrameTransformer, path: Path) -> None:
+def _start_from(model: NextFrameTransformer | NextTokenTransformer, path: Path) -> None:
     initial, _ = load_world_model(path)
     try:
         load_state(model, initial.state_dict(), path)
     except CheckpointError as error:
         wanted, given = to_mapping(model.config), to_mapping(initial.config)
         different = [
-            f"{name} {given[name]} instead of {wanted[name]}"
+            f"{name} {given.get(name)} instead of {wanted[name]}"
             for name in wanted
-            if given[name] != wanted[name]
+            if given.get(name) != wanted[name]
         ]
         raise CheckpointError(
             f"initial_weights={path} are of another size than the model to train: "
@@ -338,7 +339,7 @@ def _start_from(model: NextFrameTransformer, path: Path) -> None:
 def _validate(
     folder: RunFolder,
     config: RunConfig,
-    model: NextFrameTransformer,
+    model: NextFrameTransformer | NextTokenTransformer,
     visual_tokenizer: VisualTokenizer,
     action_tokenizer: ActionTokenizer,
     tokens: TokenCache,

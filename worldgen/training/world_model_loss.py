@@ -1,7 +1,8 @@
 """What a world model is trained on: corrupted context in, the next frame's tokens out."""
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -9,10 +10,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldgen.errors import ConfigError
-from worldgen.models.next_frame import NextFrameTransformer, group_masks
-from worldgen.schedule import DecodeSchedule
+from worldgen.models import NextFrameTransformer, NextTokenTransformer
+from worldgen.models.next_frame import group_masks
+from worldgen.schedule import make_schedule
 
-__all__ = ["CorruptionConfig", "WorldModelLossConfig", "corrupt", "world_model_losses"]
+__all__ = [
+    "CorruptionConfig",
+    "NextFrameLossConfig",
+    "NextTokenLossConfig",
+    "corrupt",
+    "world_model_losses",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +45,10 @@ class CorruptionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorldModelLossConfig:
-    """Weights of the terms."""
+class NextFrameLossConfig:
+    """Weights of the terms of a model that predicts every cell one frame ahead."""
 
+    kind: Literal["next_frame"] = "next_frame"
     changed_weight: float
     """Weight of a changed cell in a frame that changes everywhere; cells that stay count 1.
 
@@ -50,6 +59,21 @@ class WorldModelLossConfig:
     """Weight of the term that trains the drawing of later groups."""
     schedules: tuple[str, ...]
     """Orders in which the within-frame stack learns to draw; each clip gets one of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextTokenLossConfig:
+    """Weights of the terms of a model that predicts the token after each token."""
+
+    kind: Literal["next_token"] = "next_token"
+    changed_weight: float
+    """As in `NextFrameLossConfig`; 1 is the plain objective of a language model."""
+    actions: float
+    """Weight of an action token, where a visual token has 1: what makes the model a policy."""
+
+    def __post_init__(self) -> None:
+        if self.actions < 0:
+            raise ConfigError(f"the weight of action tokens must not be negative: {self.actions}")
 
 
 def corrupt(
@@ -81,40 +105,59 @@ def corrupt(
 
 
 def world_model_losses(
-    model: NextFrameTransformer,
+    model: NextFrameTransformer | NextTokenTransformer,
     visual_ids: Int[Tensor, "batch frame cell"],
     action_ids: Int[Tensor, "batch frame slot"],
     *,
-    losses: WorldModelLossConfig,
-    schedules: Sequence[DecodeSchedule],
+    losses: NextFrameLossConfig | NextTokenLossConfig,
     corruption: CorruptionConfig,
     generator: torch.Generator,
 ) -> dict[str, Float[Tensor, ""]]:
     """Return the weighted terms of the loss; their sum is what is minimised.
 
-    `prior` predicts every cell of every next frame before any of it is known; `within_frame`
-    predicts the cells of the last frame given those of earlier groups of a schedule.
+    A next-frame model has `prior`, every cell of every next frame before any of it is known, and
+    `within_frame`, the cells of the last frame given those of earlier groups of a schedule. A
+    next-token model has `cells`, every cell given what is known of its frame when its turn comes,
+    and `actions`, every action token.
 
     Args:
         model: To train.
         visual_ids: Clips of one frame more than the context.
-        action_ids: The action taken in each frame; that of the last frame is not used.
-        losses: Weights.
-        schedules: Made of `losses.schedules`.
+        action_ids: The action taken in each frame.
+        losses: Weights, of the model's kind.
         corruption: Of the context.
         generator: On the CPU; all randomness comes from it.
+
+    Raises:
+        ConfigError: If the weights are those of the other kind of model.
     """
+    if isinstance(model, NextFrameTransformer) and isinstance(losses, NextFrameLossConfig):
+        return _next_frame_losses(model, visual_ids, action_ids, losses, corruption, generator)
+    if isinstance(model, NextTokenTransformer) and isinstance(losses, NextTokenLossConfig):
+        return _next_token_losses(model, visual_ids, action_ids, losses, corruption, generator)
+    raise ConfigError(
+        f"losses of kind {losses.kind!r} do not train a {type(model).__name__}; choose "
+        f"losses=next_frame for family interleaved, losses=next_token for interleaved_next_token"
+    )
+
+
+def _next_frame_losses(
+    model: NextFrameTransformer,
+    visual_ids: Tensor,
+    action_ids: Tensor,
+    losses: NextFrameLossConfig,
+    corruption: CorruptionConfig,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
     context, following = visual_ids[:, :-1], visual_ids[:, 1:]
     given = corrupt(context, corruption, generator)
     hidden = model.encode_steps(given, action_ids[:, :-1])
     prior = _cross_entropy(model.read(hidden), following)
-    changed = following != context
-    share = changed.float().mean(dim=-1, keepdim=True).clamp(min=1 / 8)
-    weight = 1.0 + (losses.changed_weight - 1.0) * changed.float() / share
+    weight = _weight_of_changes(context, following, losses.changed_weight)
     terms = {"prior": (prior * weight).sum() / weight.sum()}
 
-    groups = torch.stack([schedule.group_of_cell for schedule in schedules])
-    choice = torch.randint(0, len(schedules), (len(visual_ids),), generator=generator)
+    groups = _groups(losses.schedules, model.layout.rows, model.layout.columns)
+    choice = torch.randint(0, len(groups), (len(visual_ids),), generator=generator)
     group_of_cell = groups[choice].to(visual_ids.device)
     visible, same_group = group_masks(group_of_cell)
     logits = model.refine(hidden[:, -1], following[:, -1], visible, same_group)
@@ -123,6 +166,39 @@ def world_model_losses(
     refined = _cross_entropy(logits, following[:, -1])
     terms["within_frame"] = losses.within_frame * (refined * later).sum() / later.sum().clamp(min=1)
     return terms
+
+
+def _next_token_losses(
+    model: NextTokenTransformer,
+    visual_ids: Tensor,
+    action_ids: Tensor,
+    losses: NextTokenLossConfig,
+    corruption: CorruptionConfig,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    given = corrupt(visual_ids, corruption, generator)
+    cells, actions = model(given, action_ids)
+    following = visual_ids[:, 1:]
+    weight = _weight_of_changes(visual_ids[:, :-1], following, losses.changed_weight)
+    cell_losses = _cross_entropy(cells, following)
+    action_losses = _cross_entropy(actions, action_ids + model.codebook_size)
+    # A step's action tokens weigh in the mean as a part of the sequence, not as much as a frame.
+    share = losses.actions * model.layout.num_action_tokens / model.layout.num_cells
+    return {
+        "cells": (cell_losses * weight).sum() / weight.sum(),
+        "actions": share * action_losses.mean(),
+    }
+
+
+def _weight_of_changes(context: Tensor, following: Tensor, changed_weight: float) -> Tensor:
+    changed = following != context
+    share = changed.float().mean(dim=-1, keepdim=True).clamp(min=1 / 8)
+    return 1.0 + (changed_weight - 1.0) * changed.float() / share
+
+
+@functools.cache
+def _groups(names: tuple[str, ...], rows: int, columns: int) -> Tensor:
+    return torch.stack([make_schedule(name, rows, columns).group_of_cell for name in names])
 
 
 def _cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
