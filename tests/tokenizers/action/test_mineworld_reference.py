@@ -99,7 +99,10 @@ def test_every_id_is_upstreams(case: Case) -> None:
         (tokenizer.encode(to_schema_action(action, schema)) + offset).tolist() for action in actions
     ] == expected
     # All at once.
-    together = {name: np.array([action[name] for action in actions]) for name in actions[0]}
+    together = {
+        key: np.array([action.get(key, 0) for action in actions]) for key in ENVIRONMENT_KEYS
+    }
+    together["camera"] = np.array([action["camera"] for action in actions])
     ids = tokenizer.encode(to_schema_action(together, schema)) + offset
     np.testing.assert_array_equal(ids, expected)
 
