@@ -212,6 +212,11 @@ def test_the_pointer_turns_the_camera_as_the_recorder_does(preset: str) -> None:
     assert all(axis.per_pixel == 360 / 2400 for axis in pointer.values())
 
 
+def test_whole_numbers_and_fractions_describe_one_schema() -> None:
+    whole = mineworld_schema(camera_limit=90, camera_bin_width=9, vocabulary_size=70)
+    assert json.dumps(whole.to_json()) == json.dumps(MINEWORLD.to_json())
+
+
 def test_another_camera_makes_another_vocabulary() -> None:
     schema = mineworld_schema(camera_limit=20.0, camera_bin_width=5.0, mu=0.0)
     assert ActionTokenizer(schema).vocabulary_size == 23 + 2 * 9 + 3

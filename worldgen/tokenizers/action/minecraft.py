@@ -164,12 +164,14 @@ def mineworld_schema(
             f"the camera's bin width must divide its limit of {camera_limit:g} degrees, so that "
             f"rest is the centre of a bin; got {camera_bin_width:g}"
         )
-    axes = [MuLawAxis(name, camera_limit, 2 * round(half) + 1, mu) for name in _CAMERA]
+    bins = 2 * round(half) + 1
+    # Upstream writes its limit as a whole number; here one schema has one spelling in JSON.
+    axes = [MuLawAxis(name, float(camera_limit), bins, float(mu)) for name in _CAMERA]
     choices = [_choice(name, keys, 1) for name, keys in _GROUPS.items()]
-    ids = mineworld_vocabulary(axes[0].bins)
+    ids = mineworld_vocabulary(bins)
     slots: list[int | GroupIds] = [ids["<act_bos>"]]
     for number, axis in enumerate(axes):
-        names = [f"cam_{number}_{index}" for index in range(axis.bins)]
+        names = [f"cam_{number}_{index}" for index in range(bins)]
         slots.append(GroupIds(axis.name, tuple(ids[name] for name in names)))
     for choice in choices:
         names = ["<null_act>", *choice.options[1:]]
