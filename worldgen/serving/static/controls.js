@@ -1,25 +1,21 @@
-// Keys and touch buttons, drawn from the world's action schema; says which action is on.
+// What is held down and how far the mouse went since the last step, as values of the action schema.
 
-const ARROWS = { ArrowUp: "↑", ArrowDown: "↓", ArrowLeft: "←", ArrowRight: "→" };
-const NAMES = { Space: "Space", Enter: "Enter", ShiftLeft: "Shift", ControlLeft: "Ctrl", Tab: "Tab" };
-const PLACES = { ArrowUp: "up", ArrowLeft: "left", ArrowDown: "down", ArrowRight: "right" };
+import { Legend } from "./legend.js";
 
-/** Return what is printed on a key, for example "←" or "A". */
-export function keyLabel(code) {
-  return ARROWS[code] ?? NAMES[code] ?? code.replace(/^(Key|Digit|Numpad)/, "");
-}
+const MODIFIERS = { ctrlKey: "Control", altKey: "Alt", metaKey: "Meta" };
 
 export class Controls {
   /**
    * @param {HTMLElement} container where the key caps go
-   * @param {(time: number) => void} onPress called when an action begins, with the event's time
+   * @param {{press: (time: number) => void, move: (time: number) => void}} on called when an
+   *   action begins and when the mouse moves, with the event's time
    */
-  constructor(container, onPress) {
-    this.container = container;
-    this.onPress = onPress;
+  constructor(container, on) {
+    this.on = on;
+    this.legend = new Legend(container);
+    /** Source of an action -> { action, down, fresh }, in the order of pressing. */
     this.held = new Map();
-    this.tapped = [];
-    this.caps = new Map();
+    this.moved = { x: 0, y: 0 };
     this.pointers = new Map();
     this.schema = { groups: [], named: {}, keys: {} };
     container.addEventListener("pointerdown", (event) => this.touch(event));
@@ -41,62 +37,57 @@ export class Controls {
 
   use(schema) {
     this.schema = schema;
-    this.releaseAll();
-    this.caps.clear();
-    const codes = new Map();
-    for (const [code, action] of Object.entries(schema.keys)) {
-      codes.set(action, [...(codes.get(action) ?? []), code]);
-    }
-    const pad = element("div", "pad");
-    const rest = element("div", "caps");
-    for (const [action, all] of codes) {
-      const arrow = all.find((code) => code in PLACES);
-      const cap = this.cap(action, arrow ?? all[0], all);
-      if (arrow) cap.classList.add("place-" + PLACES[arrow]);
-      (arrow ? pad : rest).append(cap);
-    }
-    this.container.replaceChildren(...[pad, rest].filter((part) => part.children.length));
-    this.container.dataset.many = rest.children.length > 4;
+    this.held.clear();
+    this.pointers.clear();
+    this.still();
+    this.legend.draw(schema);
   }
 
-  cap(action, code, all) {
-    const cap = element("button", "cap");
-    cap.type = "button";
-    cap.dataset.action = action;
-    const words = action.replaceAll("_", " ");
-    cap.setAttribute("aria-label", `${words}: ${all.map((each) => each.replace(/^Key/, "")).join(" or ")}`);
-    cap.title = `${words}: ${all.map(keyLabel).join(" or ")}`;
-    cap.append(element("kbd", "", keyLabel(code)), element("span", "", words));
-    this.caps.set(action, cap);
-    return cap;
+  /** Whether moving the mouse is part of the actions. */
+  get looks() {
+    return Object.keys(this.schema.pointer ?? {}).length > 0;
   }
 
-  /** Handle a key event of the page; return whether the key belongs to the world. */
-  key(event, down) {
-    const action = this.schema.keys[event.code];
-    if (action === undefined) return false;
-    if (down && !event.repeat) this.press(event.code, action, event.timeStamp);
-    if (!down) this.release(event.code);
+  /** Return whether the world has this key or mouse button. */
+  has(code) {
+    return Object.hasOwn(this.schema.keys, code);
+  }
+
+  /** Return whether a modifier is down that the world does not play: the event is the browser's. */
+  foreign(event) {
+    return Object.entries(MODIFIERS).some(([flag, name]) =>
+      event[flag] && !this.has(`${name}Left`) && !this.has(`${name}Right`));
+  }
+
+  /** Handle a key or mouse button by its code; return whether it belongs to the world. */
+  key(code, down, event) {
+    if (!this.has(code)) return false;
+    if (down && !event.repeat) this.press(code, this.schema.keys[code], event.timeStamp);
+    if (!down) this.release(code);
     return true;
   }
 
   press(source, action, time) {
-    if (this.held.get(source) === action) return;
+    const before = this.held.get(source);
+    if (before?.down && before.action === action) return;
     this.held.delete(source);
-    this.held.set(source, action);
-    this.tapped.push(action);
+    this.held.set(source, { action, down: true, fresh: true });
     this.light();
-    this.onPress(time);
+    this.on.press(time);
   }
 
   release(source) {
-    if (this.held.delete(source)) this.light();
+    const held = this.held.get(source);
+    if (!held) return;
+    // What went down since the last step still acts once.
+    if (held.fresh) held.down = false;
+    else this.held.delete(source);
+    this.light();
   }
 
   releaseAll() {
-    this.held.clear();
     this.pointers.clear();
-    this.light();
+    for (const source of [...this.held.keys()]) this.release(source);
   }
 
   touch(event) {
@@ -113,37 +104,57 @@ export class Controls {
     if (this.pointers.delete(pointerId)) this.release(`pointer ${pointerId}`);
   }
 
+  /** Add a movement of the mouse, in pixels to the right and down. */
+  move(x, y, time) {
+    if (!x && !y) return;
+    this.moved.x += x;
+    this.moved.y += y;
+    this.on.move(time);
+  }
+
+  /** Forget where the mouse went. */
+  still() {
+    this.moved = { x: 0, y: 0 };
+  }
+
+  /** Whether a key, a button or a cap is down at this moment. */
+  get anyDown() {
+    return [...this.held.values()].some(({ down }) => down);
+  }
+
+  /** Whether there is something for the next step. */
   get anyHeld() {
-    return this.held.size > 0 || this.tapped.length > 0;
+    return this.held.size > 0 || Object.keys(this.schema.pointer ?? {}).some((axis) => this.moved[axis]);
   }
 
   /**
-   * Return one number per group of the schema for the next step, and forget the taps: a key that
-   * went down and up between two steps still acts once. Of two keys for one group the later wins.
+   * Return one number per group of the schema for the next step: of everything that was down since
+   * the last one, in the order of pressing, so that of two keys for one group the later wins, and
+   * of the way of the mouse since then. What is beyond the end of an axis is dropped: carried over
+   * it would turn the view after the hand has stopped.
    */
   values() {
-    const values = this.schema.groups.map((group) =>
-      group.kind === "axis" ? Math.min(Math.max(0, group.low), group.high) : 0);
-    for (const action of [...this.tapped, ...this.held.values()]) {
-      for (const [name, setting] of Object.entries(this.schema.named[action])) {
-        const index = this.schema.groups.findIndex((group) => group.name === name);
-        const { kind, options } = this.schema.groups[index];
-        values[index] = kind === "axis" ? Number(setting) : options.indexOf(setting);
-      }
+    const { groups, named, pointer = {} } = this.schema;
+    const settings = {};
+    for (const { action } of this.held.values()) Object.assign(settings, named[action]);
+    for (const [axis, { group, per_pixel: perPixel }] of Object.entries(pointer)) {
+      if (this.moved[axis]) settings[group] = this.moved[axis] * perPixel;
     }
-    this.tapped = [];
-    return values;
+    this.still();
+    for (const [source, held] of this.held) {
+      held.fresh = false;
+      if (!held.down) this.held.delete(source);
+    }
+    return groups.map((group) => value(group, settings[group.name]));
   }
 
   light() {
-    const on = new Set(this.held.values());
-    for (const [action, cap] of this.caps) cap.classList.toggle("on", on.has(action));
+    this.legend.light(new Set([...this.held.values()].flatMap(({ action, down }) => (down ? action : []))));
   }
 }
 
-function element(tag, className, text = "") {
-  const made = document.createElement(tag);
-  made.className = className;
-  made.textContent = text;
-  return made;
+/** Return a setting of a group as a number: the option's index, or a place on the axis. */
+function value({ options, limit, low = -limit, high = limit }, setting) {
+  if (options) return setting === undefined ? 0 : options.indexOf(setting);
+  return Math.min(Math.max(Number(setting ?? 0), low), high);
 }

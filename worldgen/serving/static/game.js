@@ -102,6 +102,8 @@ export class Game {
     this.begun = true;
     this.running = true;
     this.goOnFromHere();
+    // Where the mouse went while the world stood still must not jerk the view.
+    this.controls.still();
     this.due = performance.now();
     this.schedule();
     this.changed();
@@ -163,6 +165,14 @@ export class Game {
     else if (this.pace === "keys") this.schedule();
   }
 
+  /** The mouse moved: an action of a world that goes on, no reason to begin. */
+  moved(time) {
+    if (!this.running) return;
+    this.attended = performance.now();
+    this.inputTime ??= time;
+    if (this.ready && this.pace === "keys") this.schedule();
+  }
+
   schedule() {
     clearTimeout(this.timer);
     if (this.stepWhenReady && this.ready) {
@@ -187,7 +197,9 @@ export class Game {
     }
     // Keeps the beat, unless the world is slower than it: then the beat starts again here.
     this.due = now - this.due > this.period ? now + this.period : this.due + this.period;
-    const values = this.controls.values();
+    // Frames that are drawn with the one before heed the action held then: what is new waits.
+    const { actions, together } = this.drive;
+    const values = actions.length % together ? actions.at(-1) : this.controls.values();
     this.asked = { stamp: now, input: this.inputTime ?? now, values };
     this.inputTime = null;
     this.link.send(packStep(now, values));
@@ -213,9 +225,7 @@ export class Game {
         modelMilliseconds: picture.modelMilliseconds,
       });
       this.asked = null;
-      // Frames that were drawn with the one before heeded the action that was held then.
-      const { actions, together } = this.drive;
-      actions.push(actions.length % together ? actions.at(-1) : step.values);
+      this.drive.actions.push(step.values);
     }
     this.digest = picture.digest;
     if (this.drive) this.frame = step ? picture.frame : this.drive.actions.length;

@@ -5,6 +5,8 @@ import { renderCard } from "./card.js";
 import { Controls } from "./controls.js";
 import { Game } from "./game.js";
 import { Link } from "./link.js";
+import { Mouse } from "./mouse.js";
+import { keyLabel } from "./legend.js";
 import { Kind, unpack } from "./protocol.js";
 import { Screen } from "./screen.js";
 import { Timeline } from "./timeline.js";
@@ -21,9 +23,13 @@ let replaying = null;
 let maxCommandBytes = 0;
 let linkTrouble = { name: "connecting" };
 
-const dreamScreen = new Screen($("dream"));
+// The page leaves room for pictures of the shape that the dream has.
+const dreamScreen = new Screen($("dream"), document.querySelector("main"));
 const realityScreen = new Screen($("reality"));
-const controls = new Controls($("keys"), (time) => game.pressed(time));
+const controls = new Controls($("keys"), {
+  press: (time) => game.pressed(time), move: (time) => game.moved(time),
+});
+const mouse = new Mouse($("dream").parentElement, $("dream"), controls, { changed, begin });
 const link = new Link({ notice, binary, state: linkState });
 const game = new Game(link, controls, dreamScreen, changed);
 const timeline = new Timeline($("graph"), $("slider"), (frame) => game.look(frame));
@@ -82,8 +88,10 @@ function worldTab({ key, card }) {
 function drive(message) {
   const previous = game.drive;
   const { card, num_starts: starts } = worlds.get(message.world);
-  if (previous?.world !== message.world || !controls.caps.size) {
+  if (previous?.world !== message.world || !controls.legend.caps.size) {
     controls.use(card.action_schema);
+    mouse.unlock();
+    showShortcuts();
     $("title").textContent = card.title;
     document.title = `${card.title} – worldgen`;
     $("pace-own").textContent = `${round(card.frames_per_second)} a second`;
@@ -240,8 +248,21 @@ function changed(reason) {
   for (const id of ["play", "step", "fork", "video", "save", "load"]) {
     $(id).disabled = !game.ready && !(id === "play" && game.running);
   }
+  showMouse();
   $("paused").hidden = game.running || !game.begun || !$("veil").hidden;
   if (reason === "drive") showBranches($("branches"), game);
+}
+
+/** Say how the mouse looks around; what stands over the picture has buttons that need it. */
+function showMouse() {
+  if (!$("veil").hidden) mouse.unlock();
+  document.body.classList.toggle("looks", controls.looks);
+  document.body.classList.toggle("locked", mouse.locked);
+  $("mouse").textContent = $("mouse").title = !controls.looks ? ""
+    : mouse.locked ? "Esc frees the mouse"
+    : !mouse.lockable ? "drag to look around"
+    : mouse.refused ? "the browser keeps the mouse: drag to look"
+    : "click to look with the mouse";
 }
 
 function showFigures() {
@@ -290,20 +311,43 @@ const shortcuts = {
   KeyN: () => surprise(),
 };
 
+/** Name the page's own keys on its buttons, except those that the world has taken. */
+function showShortcuts() {
+  for (const button of document.querySelectorAll("[data-shortcut]")) {
+    const { shortcut, title } = button.dataset;
+    const label = { Period: "." }[shortcut] ?? keyLabel(shortcut);
+    const taken = controls.has(shortcut);
+    button.title = taken ? title : `${title} (${label})`;
+    if (taken) button.removeAttribute("aria-keyshortcuts");
+    else button.setAttribute("aria-keyshortcuts", label);
+  }
+}
+
+/** The picture was clicked or dragged: play; return whether there is a world that goes on. */
+function begin() {
+  if (!linkTrouble && !replaying && !game.running) game.play();
+  return game.running;
+}
+
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.altKey || event.metaKey || $("about").open) return;
+  if (controls.foreign(event) || $("about").open) return;
   const target = event.target;
   if (target.matches("input:not([type=radio]):not([type=checkbox]), select, textarea")) return;
   if (target.matches("button, label input") && ["Space", "Enter"].includes(event.code)) return;
   if (linkTrouble?.name === "idle") link.connect();
-  if (controls.key(event, true)) {
+  // The browser lets the mouse go by itself, unless it shows no window.
+  if (event.code === "Escape") mouse.unlock();
+  if (controls.key(event.code, true, event)) {
     event.preventDefault();
   } else if (!event.repeat && game.ready && shortcuts[event.code]) {
     event.preventDefault();
     shortcuts[event.code]();
   }
 });
-addEventListener("keyup", (event) => controls.key(event, false));
+addEventListener("keyup", (event) => controls.key(event.code, false, event));
+
+// Control+W while both are keys of the world closes the page in most browsers: they ask first.
+addEventListener("beforeunload", (event) => controls.anyDown && event.preventDefault());
 
 // A control that was used with the pointer must not keep the space bar or the arrows from the world.
 addEventListener("click", (event) => {
@@ -323,6 +367,12 @@ $("play").addEventListener("click", shortcuts.KeyP);
 $("step").addEventListener("click", shortcuts.Period);
 $("fork").addEventListener("click", shortcuts.KeyF);
 $("newest").addEventListener("click", () => game.look(game.frame));
+$("full").hidden = !document.fullscreenEnabled;
+$("full").addEventListener("click", async () => {
+  await $("dream-figure").requestFullscreen();
+  // On the whole screen, and in some browsers, a page may have Control+W and its like as well.
+  await navigator.keyboard?.lock(Object.keys(controls.schema.keys).filter((code) => !code.startsWith("Mouse")));
+});
 $("video").addEventListener("click", () => {
   $("video").disabled = true;
   say("Making the video.");

@@ -3,8 +3,12 @@
 import { Encoding } from "./protocol.js";
 
 export class Screen {
-  constructor(canvas) {
-    this.canvas = canvas;
+  /**
+   * @param {HTMLCanvasElement} canvas
+   * @param {HTMLElement} room is told the shape of the picture
+   */
+  constructor(canvas, room = canvas.parentElement) {
+    Object.assign(this, { canvas, room });
     this.context = canvas.getContext("2d", { alpha: false });
     this.fit = this.fit.bind(this);
     new ResizeObserver(this.fit).observe(canvas.parentElement);
@@ -18,6 +22,7 @@ export class Screen {
       this.canvas.height = height;
       this.image = this.context.createImageData(width, height);
       this.words = new Uint32Array(this.image.data.buffer);
+      this.room.style.setProperty("--aspect", width / height);
       this.fit();
     }
     if (picture.encoding === Encoding.RGB) {
@@ -37,9 +42,14 @@ export class Screen {
   /** Take a whole number of device pixels for each pixel, where that costs hardly any room. */
   fit() {
     const { canvas } = this;
-    const room = canvas.parentElement.clientWidth * devicePixelRatio;
-    const times = Math.max(1, Math.floor(room / canvas.width));
+    const { clientWidth, clientHeight } = canvas.parentElement;
+    // The height is a whole number of pixels, which must not cost one of the width.
+    const inside = Math.min(clientWidth, (clientHeight + 1) * (canvas.width / canvas.height));
+    const room = inside * devicePixelRatio;
+    const times = Math.floor(room / canvas.width);
     const size = times * canvas.width < 0.99 * room ? room : times * canvas.width;
+    // Enlarged but little, pixels of two widths would stand side by side.
+    canvas.style.imageRendering = size % canvas.width && times < 3 ? "auto" : "pixelated";
     canvas.style.width = `${size / devicePixelRatio}px`;
     canvas.style.height = `${(size / devicePixelRatio) * (canvas.height / canvas.width)}px`;
   }

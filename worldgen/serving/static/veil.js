@@ -33,7 +33,8 @@ function words(linkTrouble, replaying, game) {
   if (!game.drive) return ["Opening the world", "", null];
   if (!game.begun) {
     const touch = matchMedia("(pointer: coarse)").matches;
-    return [touch ? "Hold a button to begin" : "Press a key to begin", "", "Play"];
+    if (touch) return ["Hold a button to begin", "", "Play"];
+    return [game.controls.looks ? "Click here or press a key to begin" : "Press a key to begin", "", "Play"];
   }
   return [];
 }
