@@ -14,7 +14,6 @@ from tests import reference_cases
 from worldgen.errors import CheckpointError
 from worldgen.generation.class_conditional import (
     ClassConditionalSamplingConfig,
-    keep_largest,
     sample_tokens,
 )
 from worldgen.generation.sampling import SamplingConfig, distribution
@@ -120,8 +119,8 @@ def test_filtered_probabilities_are_upstreams(case: Case) -> None:
     compared = 0
     for name, theirs in case.outputs.items():
         if found := re.fullmatch(r"filtered\.k(\d+)\.p(\d+)", name):
-            logits = keep_largest(case.outputs["logits"][:, -1], int(found[1]))
-            kept = distribution(logits, SamplingConfig(top_p=int(found[2]) / 100))
+            config = SamplingConfig(top_k=int(found[1]), top_p=int(found[2]) / 100)
+            kept = distribution(case.outputs["logits"][:, -1], config)
             assert_close((kept / kept.sum(dim=-1, keepdim=True)).float(), theirs)
             compared += 1
     assert compared

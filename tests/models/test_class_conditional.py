@@ -9,7 +9,6 @@ from worldgen.checkpoint import save_tensors
 from worldgen.errors import CheckpointError, ConfigError
 from worldgen.generation.class_conditional import (
     ClassConditionalSamplingConfig,
-    keep_largest,
     sample_tokens,
 )
 from worldgen.generation.random import frame_uniforms
@@ -132,7 +131,7 @@ def test_guided_drawing_equals_recomputing_every_sequence(class_first: bool, gro
 def test_draws_are_a_function_of_the_seed_and_not_of_the_batch() -> None:
     model = tiny()
     config = ClassConditionalSamplingConfig(
-        sampling=SamplingConfig(temperature=1.3, top_p=0.95), top_k=5, guidance=0.5
+        sampling=SamplingConfig(temperature=1.3, top_k=5, top_p=0.95), guidance=0.5
     )
     together = sample_tokens(model, LABELS, frame_uniforms([4, 9], [0, 0], 8), config)
     apart = sample_tokens(model, LABELS[1:], frame_uniforms([9], [0], 8), config)
@@ -150,19 +149,6 @@ def test_only_codes_are_drawn_unless_wanted_otherwise() -> None:
     unused = torch.zeros(2, 3, dtype=torch.float64)
     assert (sample_tokens(model, LABELS, unused, greedy()) >= model.config.first_code).all()
     assert (sample_tokens(model, LABELS, unused, greedy(codes_only=False)) == 1).all()
-
-
-def test_the_largest_logits_are_kept() -> None:
-    logits = torch.tensor([[1.0, 4.0, 2.0, 3.0]])
-    assert keep_largest(logits, 2).isfinite().tolist() == [[False, True, False, True]]
-    assert torch.equal(keep_largest(logits, 9), logits)
-
-
-def test_top_k_of_one_is_greedy() -> None:
-    model = tiny()
-    uniforms = frame_uniforms([1, 2], [0, 0], 6)
-    one = sample_tokens(model, LABELS, uniforms, ClassConditionalSamplingConfig(top_k=1))
-    assert torch.equal(one, sample_tokens(model, LABELS, uniforms, greedy()))
 
 
 def test_it_learns_which_code_belongs_to_which_class() -> None:
@@ -219,7 +205,5 @@ def test_wrong_settings_are_refused() -> None:
         )
     with pytest.raises(ConfigError, match="num_positions at least 3"):
         tiny(num_positions=2)
-    with pytest.raises(ConfigError, match="top_k must be at least 1"):
-        ClassConditionalSamplingConfig(top_k=0)
     with pytest.raises(ConfigError, match="guidance must not be negative"):
         ClassConditionalSamplingConfig(guidance=-1.0)

@@ -10,7 +10,7 @@ from worldgen.errors import ConfigError
 from worldgen.generation.sampling import SamplingConfig, draw
 from worldgen.models.class_conditional import ClassConditionalTransformer
 
-__all__ = ["ClassConditionalSamplingConfig", "keep_largest", "sample_tokens"]
+__all__ = ["ClassConditionalSamplingConfig", "sample_tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +18,7 @@ class ClassConditionalSamplingConfig:
     """How codes are drawn under a class."""
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """Temperature and nucleus, which applies to what `top_k` leaves."""
-    top_k: int | None = None
-    """Keep this many of the most likely tokens."""
+    """Applied to the guided logits."""
     guidance: float = 0.0
     """How far logits are led away from those without the class; 0 runs the model once a token."""
     growing_guidance: bool = False
@@ -29,8 +27,6 @@ class ClassConditionalSamplingConfig:
     """Never draw a start token or a class. Upstream draws them and takes them for code 0."""
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k must be at least 1 or none, got {self.top_k}")
         if self.guidance < 0:
             raise ConfigError(f"guidance must not be negative, got {self.guidance}")
 
@@ -73,23 +69,11 @@ def sample_tokens(
         if config.codes_only:
             logits = logits.clone()
             logits[:, : model.config.first_code] = float("-inf")
-        if config.top_k is not None:
-            logits = keep_largest(logits, config.top_k)
         drawn.append(draw(logits, uniforms[:, step].to(logits.device), config.sampling))
         if step + 1 < num_codes:
             for stream in streams:
                 stream.observe(drawn[-1])
     return torch.stack(drawn, dim=1)
-
-
-def keep_largest(
-    logits: Float[Tensor, "*leading vocabulary"], top_k: int
-) -> Float[Tensor, "*leading vocabulary"]:
-    """Return logits with all but the `top_k` largest at minus infinity; those equal stay too."""
-    if top_k >= logits.shape[-1]:
-        return logits
-    smallest = logits.topk(top_k, dim=-1).values[..., -1:]
-    return logits.masked_fill(logits < smallest, float("-inf"))
 
 
 class _Stream:

@@ -1,5 +1,6 @@
 """From logits and uniform numbers to ids."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from worldgen.errors import ConfigError
 
-__all__ = ["SamplingConfig", "distribution", "draw"]
+__all__ = ["SamplingConfig", "distribution", "draw", "keep_largest"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,12 +18,18 @@ class SamplingConfig:
 
     temperature: float = 1.0
     """Logits are divided by it; 0 takes the most likely id."""
+    top_k: int | None = None
+    """Keep this many of the most likely ids, and those as likely as the last of them; none keeps
+    all."""
     top_p: float = 1.0
-    """Keep the smallest set of ids whose probability, after the temperature, reaches this."""
+    """Keep the smallest set of ids whose probability, after the temperature and among those that
+    `top_k` leaves, reaches this."""
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0.0:
-            raise ConfigError(f"temperature must be 0 or more, got {self.temperature}")
+        if not 0.0 <= self.temperature < math.inf:
+            raise ConfigError(f"temperature must be 0 or more and finite, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k must be at least 1 or none, got {self.top_k}")
         if not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
@@ -37,7 +44,7 @@ def draw(
     Args:
         logits: Unnormalised log probabilities.
         uniforms: Numbers in [0, 1), one per position; unused at temperature 0.
-        config: Temperature and nucleus.
+        config: What is kept, and how sharply it is told apart.
     """
     if config.temperature == 0.0:
         return logits.argmax(dim=-1)
@@ -52,14 +59,32 @@ def draw(
 def distribution(
     logits: Float[Tensor, "*leading codebook"], config: SamplingConfig
 ) -> Float[Tensor, "*leading codebook"]:
-    """Return float64 probabilities up to a factor; zero outside the nucleus.
+    """Return float64 probabilities up to a factor; zero for ids that are not kept.
 
     Args:
-        logits: Unnormalised log probabilities.
-        config: Temperature, above 0, and nucleus.
+        logits: Unnormalised log probabilities; those of minus infinity are never kept.
+        config: Temperature, above 0, and what is kept.
     """
-    probabilities = (logits.double() / config.temperature).softmax(dim=-1)
+    # The temperature changes no order, so the largest are found before rounding could merge them.
+    if config.top_k is not None:
+        logits = keep_largest(logits, config.top_k)
+    # Differences to the largest stay in range at every temperature; the logits might not.
+    below = logits.double() - logits.amax(dim=-1, keepdim=True).double()
+    probabilities = (below / config.temperature).softmax(dim=-1)
     return _nucleus(probabilities, config.top_p) if config.top_p < 1.0 else probabilities
+
+
+def keep_largest(
+    logits: Float[Tensor, "*leading codebook"], top_k: int
+) -> Float[Tensor, "*leading codebook"]:
+    """Return logits with all but the `top_k` largest at minus infinity; those equal stay too.
+
+    Source: Fan et al., arXiv:1805.04833, section 5.4.
+    """
+    if top_k >= logits.shape[-1]:
+        return logits
+    smallest = logits.topk(top_k, dim=-1).values[..., -1:]
+    return logits.masked_fill(logits < smallest, float("-inf"))
 
 
 def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
