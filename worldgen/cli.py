@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_bench(commands)
     _add_import(commands)
+    _add_data(commands)
     return parser
 
 
@@ -249,6 +250,47 @@ def _add_import(commands: Any) -> None:
         default="sdpa",
         help="einsum_bias where the weights were trained with torch before 2.1 (default: sdpa)",
     )
+
+
+def _add_data(commands: Any) -> None:
+    data = commands.add_parser("data", help="read recordings of others")
+    parts = data.add_subparsers(required=True, metavar="WHAT")
+    inspect = _add_command(
+        parts, "inspect", "say what a folder of recordings holds", "data inspect"
+    )
+    inspect.add_argument("path", type=Path, metavar="PATH", help="folder, or one recording")
+    inspect.add_argument("--json", metavar="FILE|-", help="all of it; - is standard output")
+    inspect.add_argument(
+        "--limit", type=_whole_number(1), help="most recordings to look into (default: all)"
+    )
+    convert = _add_command(parts, "convert", "make native episodes of recordings", "data convert")
+    convert.add_argument("path", type=Path, metavar="PATH", help="folder, or one recording")
+    convert.add_argument(
+        "--out", required=True, type=Path, metavar="FOLDER", help="folder to make, or to continue"
+    )
+    convert.add_argument("--height", type=_whole_number(1), help="of frames (default: as recorded)")
+    convert.add_argument("--width", type=_whole_number(1), help="of frames (default: as recorded)")
+    convert.add_argument(
+        "--schema",
+        choices=["minecraft", "mineworld", "vpt_camera"],
+        help="actions of Minecraft (default: minecraft); other recordings have their own",
+    )
+    convert.add_argument(
+        "--gui",
+        choices=["drop", "keep"],
+        default="drop",
+        help="frames in which a window of the game is open: leave out, or keep and draw the cursor "
+        "(default: drop)",
+    )
+    convert.add_argument("--camera", metavar="NAME", help="of several videos (default: the first)")
+    convert.add_argument(
+        "--episode-frames",
+        type=_whole_number(2),
+        default=600,
+        metavar="N",
+        help="longer recordings become several episodes (default: 600)",
+    )
+    convert.add_argument("--limit", type=_whole_number(1), help="most recordings (default: all)")
 
 
 def _add_command(

@@ -246,6 +246,59 @@ def _import_omnitokenizer(arguments: Namespace) -> int:
     return 0
 
 
+def _data_inspect(arguments: Namespace) -> int:
+    from worldgen.data.formats import open_layout
+    from worldgen.data.formats.report import format_report
+
+    _check_output(_json_path(arguments))
+    layout = open_layout(arguments.path)
+    with tqdm(unit=" recordings", disable=None, leave=False) as bar:
+        report = layout.inspect(arguments.limit, bar.update)
+    if arguments.json is not None:
+        _write_json(report.to_json(), arguments.json)
+    if arguments.json != "-":
+        for line in format_report(report):
+            print(line)
+    return 0
+
+
+def _data_convert(arguments: Namespace) -> int:
+    from worldgen.data.formats import ReadOptions, open_layout
+    from worldgen.data.formats.convert import convert, format_conversion
+    from worldgen.data.formats.report import format_problems
+
+    if (arguments.height is None) != (arguments.width is None):
+        raise DataError("frames need --height and --width, or neither of them")
+    options = ReadOptions(
+        size=None if arguments.height is None else (arguments.height, arguments.width),
+        schema=arguments.schema,
+        gui=arguments.gui,
+        camera=arguments.camera,
+        episode_frames=arguments.episode_frames,
+    )
+    layout = open_layout(arguments.path)
+    with tqdm(unit=" recordings", disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            conversion = convert(
+                layout, arguments.out, options, limit=arguments.limit, progress=show
+            )
+        except KeyboardInterrupt:
+            print(
+                f"worldgen: what is in {arguments.out} are whole episodes; the same command goes on",
+                file=sys.stderr,
+            )
+            raise
+    for line in (*format_conversion(conversion), *format_problems(conversion.problems)):
+        print(line)
+    print(f"written to {arguments.out}; train with data.folder={arguments.out}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "play": _play,
     "rollout": _rollout,
@@ -257,6 +310,8 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "bench play": _bench_play,
     "bench tokenizer": _bench_tokenizer,
     "import omnitokenizer": _import_omnitokenizer,
+    "data inspect": _data_inspect,
+    "data convert": _data_convert,
 }
 """Command, as named by the parser -> the function that runs it."""
 

@@ -95,7 +95,8 @@ class DatasetMetadata:
     """The content of `dataset.json`.
 
     Attributes:
-        environment: Gymnasium "id" and the "options" given to `gymnasium.make`.
+        environment: Gymnasium "id" and the "options" given to `gymnasium.make`; None for a
+            recording of what cannot be played here.
         frames_per_second: Of the environment.
         frame_height: Pixels.
         frame_width: Pixels.
@@ -104,7 +105,7 @@ class DatasetMetadata:
         seeds: First environment seed of each split; no split reaches into the next.
     """
 
-    environment: dict[str, Any]
+    environment: dict[str, Any] | None
     frames_per_second: float
     frame_height: int
     frame_width: int

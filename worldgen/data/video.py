@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from worldgen.checkpoint import write_atomically
 from worldgen.errors import DataError
 
-__all__ = ["VideoWriter", "iterate_video", "num_declared_frames", "read_video", "write_video"]
+__all__ = [
+    "VideoWriter",
+    "iterate_timed_video",
+    "iterate_video",
+    "num_declared_frames",
+    "read_video",
+    "write_video",
+]
 
 _KEY_FRAME_DISTANCE = 30
 _UNSURE_SECONDS = 0.5
@@ -150,6 +157,23 @@ def iterate_video(path: Path) -> Iterator[NDArray[np.uint8]]:
         DataError: At once if the file is missing, no video, or without a frame; after the last
             frame that can be read if the rest is damaged or missing.
     """
+    return (frame for _, frame in iterate_timed_video(path))
+
+
+def iterate_timed_video(
+    path: Path, start: float = 0.0
+) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Yield the frames of a video in order, each with its time in seconds.
+
+    Args:
+        path: The file.
+        start: Seconds. Decoding begins at the last key frame that is not later, so the first
+            frames may be earlier.
+
+    Raises:
+        DataError: As `iterate_video` does; a file that ends early is noticed only when it is read
+            from its beginning.
+    """
     if not path.is_file():
         raise DataError(f"no video at {path}; check the path")
     packets, frames = 0, 0
@@ -157,6 +181,8 @@ def iterate_video(path: Path) -> Iterator[NDArray[np.uint8]]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
+            if start > 0.0:
+                container.seek(int(start / (stream.time_base or Fraction(1))), stream=stream)
             for packet in container.demux(stream):
                 # The last, empty packet only draws out what the decoder still holds.
                 packets += packet.size > 0
@@ -165,10 +191,15 @@ def iterate_video(path: Path) -> Iterator[NDArray[np.uint8]]:
                         raise DataError(
                             f"{path} is damaged at frame {frames}; copy or record it again"
                         )
-                    yield np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+                    time = (
+                        frames / float(stream.average_rate or 1)
+                        if frame.time is None
+                        else frame.time
+                    )
+                    yield time, np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
                     frames += 1
             # Frames that an edit list hides are packets all the same, so packets are compared.
-            declared = _declared_frames(container, stream)
+            declared = 0 if start > 0.0 else _declared_frames(container, stream)
     except (av.FFmpegError, IndexError) as error:
         raise DataError(
             f"{path} is damaged or not a video ({error}) after {frames} frames; record it again"
