@@ -11,7 +11,7 @@ __all__ = ["frame_uniforms"]
 
 
 def frame_uniforms(
-    seeds: Sequence[int], frames: Sequence[int], num_cells: int
+    seeds: Sequence[int], frames: Sequence[int], num_cells: int, *, stream: int = 0
 ) -> Float[Tensor, "batch cell"]:
     """Return one number in [0, 1), float64, for each cell of one frame of each sequence.
 
@@ -24,10 +24,13 @@ def frame_uniforms(
         seeds: One non-negative seed below 2**64 per sequence.
         frames: For each sequence the index of the frame to draw.
         num_cells: Cells of a frame.
+        stream: 0 for the cells of frames; other numbers give what is drawn beside them.
     """
     rows = [
         # The second word of the counter is the frame; drawing advances the first one only.
-        np.random.Generator(np.random.Philox(key=seed, counter=[0, frame, 0, 0])).random(num_cells)
+        np.random.Generator(np.random.Philox(key=seed, counter=[0, frame, stream, 0])).random(
+            num_cells
+        )
         for seed, frame in zip(seeds, frames, strict=True)
     ]
     return torch.from_numpy(np.stack(rows))

@@ -17,7 +17,8 @@ from worldgen.generation.decoding import ScheduleDecoder, make_decoder
 from worldgen.generation.log import RolloutLog, frame_digest
 from worldgen.generation.pixels import SessionPixels
 from worldgen.generation.random import frame_uniforms
-from worldgen.models.base import WorldModel
+from worldgen.generation.sampling import SamplingConfig, draw
+from worldgen.models.base import Policy, WorldModel
 from worldgen.tokenizers.action import ActionTokenizer, parse_action
 from worldgen.tokenizers.visual import VisualTokenizer
 
@@ -234,6 +235,38 @@ class Session:
         drawn = self.decoder.draw_frame(parts.model, draft, uniforms)
         self._actions.append(_pack(action_ids))
         self._ids.append(_pack(drawn[0]))
+
+    def predict_action(self, sampling: SamplingConfig | None = None) -> NDArray[Any]:
+        """Return what the players of the world's recordings would do now, `[group]`.
+
+        Nothing changes by asking; the same seed and frame give the same answer.
+
+        Args:
+            sampling: Temperature and nucleus; by default every action as often as players took it.
+
+        Raises:
+            ActionError: If the world's model predicts frames only, or frames that are drawn
+                already heed an action that was given.
+        """
+        model, tokenizer = self.parts.model, self.parts.action_tokenizer
+        if not isinstance(model, Policy):
+            raise ActionError(
+                f"the model of world {self.parts.world!r} predicts frames and no actions; a model "
+                "of family interleaved_next_token does both"
+            )
+        if self.frames_left:
+            raise ActionError(
+                f"the next {self.frames_left} frames are drawn already; ask after the last of them"
+            )
+        rules = sampling or SamplingConfig()
+        slot_ids = [torch.from_numpy(ids) for ids in tokenizer.slot_ids * self.frames_per_step]
+        uniforms = frame_uniforms([self.seed], [self.frame_index], len(slot_ids), stream=1)
+
+        def choose(slot: int, logits: Tensor) -> Tensor:
+            return draw(logits, uniforms[:, slot].to(logits.device), rules)
+
+        ids = model.predict_action(self._cache, _unpack(self._ids[-1])[None], slot_ids, choose)
+        return self.parts.action_tokenizer.decode(ids[0, : tokenizer.num_slots].cpu().numpy())
 
     def fork(self) -> "Session":
         """Return an independent session that continues from the current frame."""

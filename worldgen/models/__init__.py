@@ -7,7 +7,7 @@ from typing import Any
 from worldgen.checkpoint import load_state, load_tensors, save_tensors
 from worldgen.config import build, to_mapping
 from worldgen.errors import CheckpointError, ConfigError
-from worldgen.models.base import FrameDraft, WorldModel
+from worldgen.models.base import FrameDraft, Policy, WorldModel
 from worldgen.models.interleaved import InterleavedConfig, InterleavedTransformer
 from worldgen.models.next_frame import NextFrameConfig, NextFrameTransformer
 from worldgen.models.next_token import NextTokenConfig, NextTokenTransformer
@@ -20,6 +20,7 @@ __all__ = [
     "NextFrameTransformer",
     "NextTokenConfig",
     "NextTokenTransformer",
+    "Policy",
     "WorldModel",
     "build_world_model",
     "load_world_model",

@@ -1,5 +1,6 @@
 """What every world model offers to training, decoders and sessions."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from worldgen.layout import SequenceLayout
 from worldgen.nn.cache import FrameCache
 
-__all__ = ["FrameDraft", "WorldModel"]
+__all__ = ["FrameDraft", "Policy", "WorldModel"]
 
 
 @dataclass(kw_only=True)
@@ -59,3 +60,25 @@ class WorldModel(Protocol):
         ids: Int[Tensor, "batch group"],
     ) -> None:
         """Tell the model the drawn ids of `cells`."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A world model that also says what the players of its recordings would do next."""
+
+    def predict_action(
+        self,
+        cache: FrameCache,
+        visual_ids: Int[Tensor, "batch cell"],
+        slot_ids: Sequence[Int[Tensor, " option"]],
+        choose: Callable[[int, Float[Tensor, "batch option"]], Int[Tensor, " batch"]],
+    ) -> Int[Tensor, "batch slot"]:
+        """Return the action that the model itself would take in a frame; the cache stays as it is.
+
+        Args:
+            cache: Of the steps before the frame.
+            visual_ids: Of the frame.
+            slot_ids: For each slot of an action the ids that it may take, in
+                `[0, action_vocabulary_size)`.
+            choose: Gets the number of a slot and logits of its ids; returns indices of them.
+        """

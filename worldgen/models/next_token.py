@@ -278,15 +278,7 @@ class NextTokenTransformer(InterleavedTransformer):
         slot_ids: Sequence[Int[Tensor, " option"]],
         choose: Callable[[int, Float[Tensor, "batch option"]], Int[Tensor, " batch"]],
     ) -> Int[Tensor, "batch slot"]:
-        """Return the action that the model itself would take in a frame; the cache stays as it is.
-
-        Args:
-            cache: Of the steps before the frame.
-            visual_ids: Of the frame.
-            slot_ids: For each slot of an action the ids that it may take, in
-                `[0, action_vocabulary_size)`.
-            choose: Gets the number of a slot and logits of its ids; returns indices of them.
-        """
+        """Return the action that the model itself would take in a frame; see `Policy`."""
         cells, slots = self.layout.num_cells, self.layout.num_action_tokens
         step = StepInTheMaking(self, cache, self.layout.tokens_per_step)
         own = self._order.own[: cells + slots, : cells + slots]
