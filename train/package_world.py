@@ -14,6 +14,7 @@ from einops import rearrange
 from omegaconf import DictConfig
 from torch import nn
 
+from worldgen.card_text import card_as_markdown
 from worldgen.checkpoint import file_hash, load_tensors, save_tensors, write_text
 from worldgen.config import build
 from worldgen.data.episodes import SPLITS, Dataset
@@ -269,31 +270,6 @@ def make_starts(dataset: Dataset, tokenizer: VisualTokenizer, config: StartsConf
             )
         )
     return starts
-
-
-def card_as_markdown(card: WorldCard) -> str:
-    """Return the card as a page for people."""
-    lines = [f"# {card.title}", "", card.description, ""]
-    lines += [f"Played at {card.frames_per_second:.4g} frames per second.", ""]
-    sections = {"Data": card.data, "Training": card.training, "Figures": card.figures}
-    for title, entries in sections.items():
-        lines += [f"## {title}", "", *_bullets(entries, ""), ""]
-    lines += ["## Limits", "", *(f"- {limit}" for limit in card.limits), ""]
-    return "\n".join(lines)
-
-
-def _bullets(entries: dict[str, Any], indent: str) -> list[str]:
-    lines = []
-    for name, value in entries.items():
-        label = f"{indent}- {name.replace('_', ' ')}"
-        if isinstance(value, dict):
-            lines += [f"{label}:", *_bullets(value, indent + "  ")]
-        elif isinstance(value, list):
-            lines += [f"{label}:", *(f"{indent}  - `{item}`" for item in value)]
-        else:
-            shown = f"{value:.4g}" if isinstance(value, float) else value
-            lines.append(f"{label}: {shown}")
-    return lines
 
 
 def _store(source: Path, destination: Path, module: nn.Module) -> None:

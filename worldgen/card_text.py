@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from worldgen.config import to_mapping
-from worldgen.pipeline import World
+from worldgen.pipeline import World, WorldCard
 from worldgen.tokenizers.action import Categorical
 
-__all__ = ["describe_world", "format_description"]
+__all__ = ["card_as_markdown", "describe_world", "format_description"]
 
 
 def describe_world(world: World) -> dict[str, Any]:
@@ -69,6 +69,33 @@ def describe_world(world: World) -> dict[str, Any]:
 def format_description(description: Mapping[str, Any]) -> str:
     """Return the description as lines for a terminal, nested parts indented."""
     return "\n".join(_lines(description, ""))
+
+
+def card_as_markdown(card: WorldCard) -> str:
+    """Return the card as a page for people."""
+    lines = [f"# {card.title}", "", card.description, ""]
+    lines += [f"Played at {card.frames_per_second:.4g} frames per second.", ""]
+    sections = {"Data": card.data, "Training": card.training, "Figures": card.figures}
+    for title, entries in sections.items():
+        if not entries:
+            continue
+        lines += [f"## {title}", "", *_bullets(entries, ""), ""]
+    lines += ["## Limits", "", *(f"- {limit}" for limit in card.limits), ""]
+    return "\n".join(lines)
+
+
+def _bullets(entries: dict[str, Any], indent: str) -> list[str]:
+    lines = []
+    for name, value in entries.items():
+        label = f"{indent}- {name.replace('_', ' ')}"
+        if isinstance(value, dict):
+            lines += [f"{label}:", *_bullets(value, indent + "  ")]
+        elif isinstance(value, list):
+            lines += [f"{label}:", *(f"{indent}  - `{item}`" for item in value)]
+        else:
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            lines.append(f"{label}: {shown}")
+    return lines
 
 
 def _lines(entries: Mapping[str, Any], indent: str) -> Iterator[str]:

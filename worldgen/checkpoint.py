@@ -12,14 +12,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from worldgen.errors import CheckpointError
+from worldgen.errors import CheckpointError, DataError
 
 __all__ = [
+    "check_new_folder",
     "file_hash",
     "load_state",
     "load_tensors",
     "save_tensors",
     "write_atomically",
+    "write_folder",
     "write_text",
 ]
 
@@ -46,6 +48,39 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder beside `folder`, then rename it to `folder`.
+
+    Args:
+        folder: Final place; must not hold anything yet. The folder that it is in is made when
+            missing.
+        write: Called once with the temporary folder.
+
+    Raises:
+        DataError: If the folder holds something, or is a file.
+    """
+    check_new_folder(folder)
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        filled = Path(name) / folder.name
+        filled.mkdir()
+        write(filled)
+        if folder.exists():
+            folder.rmdir()
+        filled.rename(folder)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Check that a folder is missing or empty.
+
+    Raises:
+        DataError: If it holds something, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} is there already and not empty; choose another folder")
 
 
 def write_text(path: Path, text: str) -> None:

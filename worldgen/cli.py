@@ -226,6 +226,7 @@ def _add_bench(commands: Any) -> None:
 def _add_import(commands: Any) -> None:
     parent = commands.add_parser("import", help="read checkpoints of others")
     parts = parent.add_subparsers(required=True, metavar="ORIGIN")
+    _add_import_mineworld(parts)
     omni = _add_command(parts, "omnitokenizer", "a joint tokenizer", "import omnitokenizer")
     omni.add_argument(
         "--checkpoint", required=True, type=Path, metavar="FILE", help="*.ckpt or *.safetensors"
@@ -291,6 +292,53 @@ def _add_data(commands: Any) -> None:
         help="longer recordings become several episodes (default: 600)",
     )
     convert.add_argument("--limit", type=_whole_number(1), help="most recordings (default: all)")
+
+
+def _add_import_mineworld(parts: Any) -> None:
+    mineworld = _add_command(parts, "mineworld", "a world of Minecraft", "import mineworld")
+    mineworld.add_argument(
+        "--config", required=True, type=Path, metavar="FILE.yaml", help="upstream's configuration"
+    )
+    mineworld.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="*.ckpt, *.bin or *.safetensors with the transformer",
+    )
+    mineworld.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="the visual tokenizer (default: the checkpoint, or what the configuration names)",
+    )
+    mineworld.add_argument(
+        "--tokenizer-config",
+        type=Path,
+        metavar="FILE.json",
+        help="sizes of the visual tokenizer (default: what the configuration names)",
+    )
+    mineworld.add_argument(
+        "--height", type=_whole_number(1), help="of frames, in pixels (default: 224)"
+    )
+    mineworld.add_argument(
+        "--width", type=_whole_number(1), help="of frames, in pixels (default: 384)"
+    )
+    mineworld.add_argument(
+        "--start",
+        type=Path,
+        metavar="IMAGE|VIDEO",
+        help="what the world begins with (default: a frame of plain grey)",
+    )
+    mineworld.add_argument(
+        "--start-actions",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="the video's actions, one line a frame: the world begins with up to 8 frames",
+    )
+    mineworld.add_argument(
+        "--out", required=True, type=Path, metavar="FOLDER", help="folder to make"
+    )
 
 
 def _add_command(

@@ -15,12 +15,20 @@ import numpy as np
 from jaxtyping import Num, UInt8
 from tqdm import tqdm
 
-from worldgen.card_text import describe_world, format_description
-from worldgen.checkpoint import write_text
+from worldgen.card_text import card_as_markdown, describe_world, format_description
+from worldgen.checkpoint import check_new_folder, write_folder, write_text
 from worldgen.data.video import write_video
 from worldgen.errors import ActionError, DataError, LogError
-from worldgen.generation import RolloutLog, SamplingConfig
-from worldgen.pipeline import World, load, load_card, shipped_worlds, world_folder
+from worldgen.generation import RolloutLog, SamplingConfig, Start
+from worldgen.pipeline import (
+    World,
+    WorldCard,
+    load,
+    load_card,
+    save_world,
+    shipped_worlds,
+    world_folder,
+)
 from worldgen.tokenizers.action import MAX_STEPS, parse_actions
 
 __all__ = ["COMMANDS"]
@@ -299,6 +307,64 @@ def _data_convert(arguments: Namespace) -> int:
     return 0
 
 
+def _import_mineworld(arguments: Namespace) -> int:
+    from worldgen.interop.mineworld_files import import_mineworld
+
+    check_new_folder(arguments.out)
+    imported = import_mineworld(
+        arguments.config,
+        arguments.checkpoint,
+        tokenizer=arguments.tokenizer,
+        tokenizer_config=arguments.tokenizer_config,
+        frame_height=arguments.height,
+        frame_width=arguments.width,
+    )
+    if arguments.start is None:
+        start = imported.plain_start()
+    else:
+        start = imported.start(arguments.start, arguments.start_actions)
+    layout, frames = imported.transformer.layout, imported.transformer.windows[0]
+    card = WorldCard(
+        name=arguments.out.resolve().name,
+        title=f"MineWorld ({arguments.config.stem})",
+        description=(
+            f"Minecraft, imported from a checkpoint of MineWorld (arXiv:2504.08388): "
+            f"{layout.rows} x {layout.columns} visual tokens and {layout.num_action_tokens} action "
+            f"tokens a frame, {frames} frames remembered."
+        ),
+        frames_per_second=20.0,
+        action_schema=imported.schema.to_json(),
+        decoders=("diagonal", "diagonal:2", "diagonal:4", "raster"),
+        sampling=SamplingConfig(top_p=0.8),
+        training={"imported": imported.record, "start": start.description},
+        limits=(
+            "Frames are drawn from what was drawn before them, exactly; MineWorld's own code "
+            "attends to places that it has not written yet, so its frames differ in detail.",
+            "Two keys of one group (forward and back, say) count as none, and the inventory, "
+            "swapping hands and escape cannot be said.",
+        ),
+    )
+
+    def write(folder: Path) -> None:
+        tokenizer_type, model_type = imported.types
+        save_world(
+            folder,
+            card=card,
+            tokenizer=imported.tokenizer.to(tokenizer_type),
+            model=imported.transformer.to(model_type),
+            starts=[Start(visual_ids=start.visual_ids, action_ids=start.action_ids)],
+            metadata={"imported": imported.record},
+        )
+        write_text(folder / "card.md", card_as_markdown(card))
+
+    write_folder(arguments.out, write)
+    print(f"it begins with {start.description}")
+    if arguments.start is None:
+        print("a picture or a recording of the game is a better beginning: give one with --start")
+    print(f"world written; play it with: worldgen play --world {arguments.out}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "play": _play,
     "rollout": _rollout,
@@ -309,6 +375,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "evaluate tokenizer": _evaluate_tokenizer,
     "bench play": _bench_play,
     "bench tokenizer": _bench_tokenizer,
+    "import mineworld": _import_mineworld,
     "import omnitokenizer": _import_omnitokenizer,
     "data inspect": _data_inspect,
     "data convert": _data_convert,

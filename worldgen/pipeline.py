@@ -18,9 +18,18 @@ from worldgen.generation.decoding import make_decoder
 from worldgen.generation.log import RolloutLog
 from worldgen.generation.sampling import SamplingConfig
 from worldgen.generation.session import Session, SessionParts, Start
-from worldgen.models import load_world_model
+from worldgen.models import (
+    NextFrameTransformer,
+    NextTokenTransformer,
+    load_world_model,
+    save_world_model,
+)
 from worldgen.tokenizers.action import ActionSchema, ActionTokenizer
-from worldgen.tokenizers.visual import load_visual_tokenizer
+from worldgen.tokenizers.visual import (
+    VisualTokenizer,
+    load_visual_tokenizer,
+    save_visual_tokenizer,
+)
 
 __all__ = [
     "EnvironmentCard",
@@ -28,6 +37,7 @@ __all__ = [
     "WorldCard",
     "load",
     "save_starts",
+    "save_world",
     "shipped_worlds",
 ]
 
@@ -261,6 +271,31 @@ def _load(folder: Path, stamp: tuple[int, ...]) -> World:
     )
     starts = _load_starts(folder / STARTS_FILE)
     return World(card=card, folder=folder, parts=parts, starts=starts)
+
+
+def save_world(
+    folder: Path,
+    *,
+    card: WorldCard,
+    tokenizer: VisualTokenizer,
+    model: NextFrameTransformer | NextTokenTransformer,
+    starts: Sequence[Start],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write everything that `load` reads into a folder that exists.
+
+    Args:
+        folder: Of the world.
+        card: Its card.
+        tokenizer: Stored in the types of its weights.
+        model: Stored in the types of its weights.
+        starts: At least one.
+        metadata: Anything JSON can hold; goes into the files of tokenizer and model.
+    """
+    save_visual_tokenizer(folder / TOKENIZER_FILE, tokenizer, metadata)
+    save_world_model(folder / MODEL_FILE, model, **metadata)
+    save_starts(folder / STARTS_FILE, starts)
+    card.write(folder)
 
 
 def save_starts(path: Path, starts: Sequence[Start]) -> None:

@@ -11,10 +11,10 @@ from worldgen.errors import ConfigError
 from worldgen.interop.files import ForeignState, read_checkpoint
 from worldgen.models.next_token import NextTokenConfig, NextTokenTransformer
 
-__all__ = ["import_mineworld_transformer", "mineworld_config", "parameters_of"]
+__all__ = ["WORLD_TARGET", "import_mineworld_transformer", "mineworld_config", "parameters_of"]
 
 # Classes that upstream's YAML names. They are compared and never imported.
-_WORLD = "lvm.LlamaLVM"
+WORLD_TARGET = "lvm.LlamaLVM"
 _TRANSFORMER = "lvm.LlamaForCausalLM"
 _SIZES = "transformers.LlamaConfig"
 
@@ -65,7 +65,7 @@ def mineworld_config(
     Raises:
         ConfigError: If the tree names other classes, lacks a size, or has one that does not fit.
     """
-    params = parameters_of(tree, "model", _WORLD)
+    params = parameters_of(tree, "model", WORLD_TARGET)
     found = params.get("model_class", _TRANSFORMER)
     if found != _TRANSFORMER:
         raise ConfigError(
@@ -99,7 +99,7 @@ def mineworld_config(
         raise ConfigError(
             f"{where}.params.max_position_embeddings of {sizes['max_position_embeddings']} holds "
             f"no frame of {rows}x{columns} visual tokens and {num_action_tokens} action tokens; "
-            "give the size of the frames that it was trained with"
+            "give the size of its frames (--height, --width)"
         )
     return NextTokenConfig(
         rows=rows,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from worldgen.checkpoint import file_hash, write_text
+from worldgen.checkpoint import check_new_folder, file_hash, write_text
 from worldgen.errors import CheckpointError, DataError
 from worldgen.interop.files import ForeignCheckpoint, read_checkpoint
 from worldgen.interop.omnitokenizer import (
@@ -42,8 +42,7 @@ def import_omnitokenizer_folder(
         CheckpointError: If the checkpoint cannot be read, or does not fit its arguments.
         DataError: If the folder holds something, or the JSON cannot be read.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is there already and not empty; choose another folder")
+    check_new_folder(out)
     content = read_checkpoint(checkpoint)
     given = _stored_arguments(content) if arguments is None else _written_arguments(arguments)
     imported = import_omnitokenizer(
