@@ -243,9 +243,8 @@ def _run(config: RecordConfig, metadata: DatasetMetadata, jobs: Iterator[_Job], 
     tasks, results = context.Queue(), context.Queue()
     stop, counter = context.Event(), context.Value("q", 0)
     arguments = (config, metadata, tasks, results, stop, counter)
-    workers = [
-        context.Process(target=_work, args=arguments, daemon=True) for _ in range(config.workers)
-    ]
+    # Not daemons: those may start no processes of their own, and some environments must.
+    workers = [context.Process(target=_work, args=arguments) for _ in range(config.workers)]
     finished, running = total, 0
     bar = tqdm(total=config.frames, initial=total, unit=" frames", desc=config.env.name)
     with _catch_signals(workers) as interrupted:

@@ -49,6 +49,7 @@ def test_splits_share_no_environment_seed(recording: Dataset) -> None:
 
 def test_seed_and_actions_make_each_episode_again(recording: Dataset) -> None:
     described = recording.metadata.environment
+    assert described is not None
     environment: gymnasium.Env[Any, Any] = gymnasium.make(described["id"], **described["options"])
     for split in SPLITS:
         episode = recording.load(recording.episodes(split)[0])
