@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worldgen.errors import ConfigError
-from worldgen.schedule import DecodeSchedule, make_schedule, schedule_names
+from worldgen.schedule import DecodeSchedule, cosine_round_sizes, make_schedule, schedule_names
 
 NAMES = [*schedule_names(), "diagonal:3", "diagonal:5", "blocks:3", "strided:2", "strided:9"]
 
@@ -63,3 +63,18 @@ def test_a_schedule_that_is_no_partition_is_refused(groups: tuple[tuple[int, ...
 def test_an_unknown_order_is_refused_by_name(name: str) -> None:
     with pytest.raises(ConfigError, match="decoding order"):
         make_schedule(name, 8, 8)
+
+
+@pytest.mark.parametrize(("cells", "rounds"), [(64, 1), (64, 4), (64, 64), (5, 9), (336, 12)])
+def test_rounds_settle_every_cell_and_more_each_time(cells: int, rounds: int) -> None:
+    sizes = cosine_round_sizes(cells, rounds)
+    assert sum(sizes) == cells
+    assert len(sizes) == min(cells, rounds)
+    assert min(sizes) >= 1
+    if rounds < cells:
+        assert sizes[-1] == max(sizes)
+
+
+def test_a_refinement_needs_a_round() -> None:
+    with pytest.raises(ConfigError, match="at least 1 round, got 0"):
+        cosine_round_sizes(64, 0)

@@ -1,5 +1,6 @@
 """Orders of decoding: an ordered partition of the grid's cells into groups drawn at once."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from worldgen.errors import ConfigError
 
-__all__ = ["DecodeSchedule", "make_schedule", "schedule_names"]
+__all__ = ["DecodeSchedule", "cosine_round_sizes", "make_schedule", "schedule_names"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,3 +151,29 @@ def make_schedule(name: str, rows: int, columns: int) -> DecodeSchedule:
         for column in range(columns)
     ]
     return DecodeSchedule(name=name, rows=rows, columns=columns, groups=_by_group_number(numbers))
+
+
+def cosine_round_sizes(num_cells: int, rounds: int) -> tuple[int, ...]:
+    """Return how many cells each round of a refinement settles: few at first, many at last.
+
+    Source: MaskGIT (arXiv:2202.04200), section 3.3, the cosine schedule; no round is empty.
+
+    Args:
+        num_cells: Cells of the grid.
+        rounds: At least 1; no more than `num_cells` are used.
+
+    Raises:
+        ConfigError: If `rounds` is below 1.
+    """
+    if rounds < 1:
+        raise ConfigError(f"a refinement needs at least 1 round, got {rounds}")
+    rounds = min(rounds, num_cells)
+    sizes: list[int] = []
+    settled = 0
+    for number in range(1, rounds + 1):
+        wanted = round(num_cells * (1.0 - math.cos(math.pi / 2 * number / rounds)))
+        # At least one cell now, and one left for each round to come.
+        stop = min(max(wanted, settled + 1), num_cells - (rounds - number))
+        sizes.append(stop - settled)
+        settled = stop
+    return tuple(sizes)

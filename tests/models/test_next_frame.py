@@ -93,6 +93,28 @@ def test_cached_drawing_equals_the_two_stream_pass(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["raster", "diagonal:3", "rows", "strided:4", "whole_frame"])
+def test_one_call_scores_what_decoding_predicts_group_by_group(
+    model: NextFrameTransformer, clip: tuple[torch.Tensor, torch.Tensor], name: str
+) -> None:
+    visual_ids, action_ids = clip
+    schedule, other = make_schedule(name, 8, 8), make_schedule("blocks:4", 8, 8)
+    cache = model.new_cache(2)
+    draft = model.observe(cache, visual_ids[:, 0], action_ids[:, 0])
+    groups = torch.stack((schedule.group_of_cell, other.group_of_cell))
+    scored = model.score(draft, visual_ids[:, 1], groups)
+    for group in schedule.groups:
+        cells = torch.tensor(group)
+        assert torch.allclose(scored[0, cells], model.predict(draft, cells)[0], atol=1e-5)
+        model.reveal(draft, cells, visual_ids[:, 1, cells])
+    draft = model.observe(model.new_cache(2), visual_ids[:, 0], action_ids[:, 0])
+    for group in other.groups:
+        cells = torch.tensor(group)
+        assert torch.allclose(scored[1, cells], model.predict(draft, cells)[1], atol=1e-5)
+        model.reveal(draft, cells, visual_ids[:, 1, cells])
+
+
+@torch.no_grad()
 def test_cells_of_later_groups_cannot_change_earlier_ones(
     model: NextFrameTransformer, clip: tuple[torch.Tensor, torch.Tensor]
 ) -> None:

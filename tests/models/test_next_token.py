@@ -168,6 +168,31 @@ def test_training_sees_what_decoding_in_the_same_order_sees(clip: Clip, order: s
         )
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("mask", ["raster", "diagonal", "whole_frame"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_one_call_scores_what_decoding_predicts_group_by_group(
+    clip: Clip, mask: str, order: str
+) -> None:
+    model, schedule = make_model(mask), make_schedule(order, ROWS, COLUMNS)
+    other = make_schedule("strided:4", ROWS, COLUMNS)
+    cache = model.new_cache(2)
+    for frame in range(5):
+        draft = model.observe(cache, clip[0][:, frame], clip[1][:, frame])
+    # Each row has an order of its own; scoring in between does not disturb what is being drawn.
+    groups = torch.stack((schedule.group_of_cell, other.group_of_cell))
+    target = clip[0][:, 5]
+    scored = model.score(draft, target, groups)
+    for group in schedule.groups:
+        cells = torch.tensor(group)
+        logits = model.predict(draft, cells)
+        assert torch.allclose(scored[0, cells], logits[0], atol=1e-5)
+        model.reveal(draft, cells, target[:, cells])
+        assert torch.allclose(model.score(draft, target, groups), scored, atol=1e-5)
+    expected = cached_logits(model, clip, other)[1]
+    assert torch.allclose(scored[1], expected, atol=1e-5)
+
+
 def test_an_order_of_single_cells_in_a_row_is_raster(clip: Clip) -> None:
     model = make_model("raster")
     lagging = make_schedule(f"diagonal:{COLUMNS}", ROWS, COLUMNS)

@@ -61,6 +61,19 @@ class WorldModel(Protocol):
     ) -> None:
         """Tell the model the drawn ids of `cells`."""
 
+    def score(
+        self,
+        draft: FrameDraft,
+        ids: Int[Tensor, "batch cell"],
+        group_of_cell: Int[Tensor, "batch cell"],
+    ) -> Float[Tensor, "batch cell codebook"]:
+        """Return logits of every cell given the ids of all cells of earlier groups, in one call.
+
+        What `predict` would say if the groups were revealed in the order of their numbers; the
+        draft stays as it is. This is what verifies a guess, and each row may have an order of its
+        own.
+        """
+
 
 @runtime_checkable
 class Policy(Protocol):

@@ -219,3 +219,12 @@ class InterleavedTransformer(nn.Module):
         if draft.pending is not None:
             raise AssertionError("reveal() twice without predict() would merge two groups")
         draft.pending = (cells, ids)
+
+    def score(
+        self,
+        draft: FrameDraft,
+        ids: Int[Tensor, "batch cell"],
+        group_of_cell: Int[Tensor, "batch cell"],
+    ) -> Float[Tensor, "batch cell codebook"]:
+        """Return logits of every cell given the ids of all cells of earlier groups, in one call."""
+        raise NotImplementedError

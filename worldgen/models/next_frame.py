@@ -292,6 +292,20 @@ class NextFrameTransformer(InterleavedTransformer):
         draft.keys_values, draft.pending = grown, None
         return self.read(stream[:, num_fresh:])
 
+    @torch.no_grad()
+    def score(
+        self,
+        draft: FrameDraft,
+        ids: Int[Tensor, "batch cell"],
+        group_of_cell: Int[Tensor, "batch cell"],
+    ) -> Float[Tensor, "batch cell codebook"]:
+        """Return logits of every cell given the ids of all cells of earlier groups, in one call."""
+        assert isinstance(draft, NextFrameDraft)
+        groups = group_of_cell.to(self.device)
+        logits = self.refine(draft.hidden, ids.to(self.device), *group_masks(groups))
+        first = groups == groups.amin(dim=-1, keepdim=True)
+        return torch.where(first[..., None], draft.logits, logits)
+
 
 def group_masks(
     group_of_cell: Int[Tensor, "batch cell"],

@@ -182,7 +182,7 @@ class NextTokenTransformer(InterleavedTransformer):
         cells: Sequence[int],
         ids: Int[Tensor, "*leading cell"],
         before: Int[Tensor, "*leading token"],
-        known: Bool[Tensor, " cell"],
+        known: Bool[Tensor, "*leading cell"],
     ) -> Float[Tensor, "*leading asking width"]:
         """Return what asks for `cells`: the token before each, or its stand-in if not known.
 
@@ -193,13 +193,13 @@ class NextTokenTransformer(InterleavedTransformer):
             known: For each cell whether the token before it may be used.
         """
         index = torch.tensor(cells, dtype=torch.int64, device=self.device) - 1
-        usable = known.to(self.device)[index + 1]
+        usable = known.to(self.device)[..., index + 1]
         # The token before the first cell is the last one of the step before.
         index = torch.where(index < 0, before.shape[-1] - 1, index)
         usable_ids = ids[..., index.clamp(max=ids.shape[-1] - 1)]
         asking = torch.where(usable, usable_ids, before[..., index])
         first = index == before.shape[-1] - 1
-        marked = (~usable & ~first)[:, None].to(self.stand_in.dtype)
+        marked = (~usable & ~first)[..., None].to(self.stand_in.dtype)
         embedded: Tensor = self.embedding(asking) + marked * self.stand_in
         return embedded
 
@@ -271,6 +271,39 @@ class NextTokenTransformer(InterleavedTransformer):
         return logits[..., : self.codebook_size]
 
     @torch.no_grad()
+    def score(
+        self,
+        draft: FrameDraft,
+        ids: Int[Tensor, "batch cell"],
+        group_of_cell: Int[Tensor, "batch cell"],
+    ) -> Float[Tensor, "batch cell codebook"]:
+        """Return logits of every cell given the ids of all cells of earlier groups, in one call."""
+        assert isinstance(draft, NextTokenDraft)
+        drawn, mask = group_of_cell.cpu(), self._order.group
+        ids, cells = ids.to(self.device), range(self.layout.num_cells)
+        usable = torch.zeros_like(drawn, dtype=torch.bool)
+        usable[:, 1:] = drawn[:, :-1] < drawn[:, 1:]
+        tokens = torch.cat(
+            (self.embedding(ids), self._stand_ins(cells, ids, draft.before, usable)), dim=1
+        )
+        content = (drawn[:, None] <= drawn[..., None]) & (mask[None] <= mask[:, None])
+        query = (drawn[:, None] < drawn[..., None]) & (mask[None] < mask[:, None])
+        # What asks for a cell takes the place of the cell before it.
+        query[:, cells[1:], cells[:-1]] = False
+        nothing = torch.zeros_like(content)
+        alone = torch.eye(len(cells), dtype=torch.bool).expand_as(content)
+        among = torch.cat(
+            (torch.cat((content, nothing), dim=-1), torch.cat((query, alone), dim=-1)), dim=-2
+        )
+        places = torch.tensor(cells)
+        offsets = torch.cat((places, places - 1))
+        hidden = draft.step.feed(self, tokens, offsets, among=among)[:, len(cells) :]
+        begins = (drawn[:, 0] == drawn.amin(dim=-1)).to(self.device)
+        first = torch.where(begins[:, None], draft.last, hidden[:, 0])
+        hidden = torch.cat((first[:, None], hidden[:, 1:]), dim=1)
+        return self.read(hidden)[..., : self.codebook_size]
+
+    @torch.no_grad()
     def predict_action(
         self,
         cache: FrameCache,
@@ -316,40 +349,42 @@ class StepInTheMaking:
         model: NextTokenTransformer,
         tokens: Float[Tensor, "batch token width"],
         offsets: Int[Tensor, " token"],
-        kept: Sequence[int],
-        seen: Bool[Tensor, "token place"],
+        kept: Sequence[int] = (),
+        seen: Bool[Tensor, "token place"] | None = None,
+        among: Bool[Tensor, "*batch passing passing"] | None = None,
     ) -> Float[Tensor, "batch token width"]:
-        """Return the output at some tokens of the step.
+        """Return the output at some tokens of the step; all see the steps before.
 
         Args:
             model: That of the step.
             tokens: Embedded.
             offsets: Of their positions from the start of the step.
-            kept: Places at which the first tokens are kept; those after them see themselves and
-                are forgotten.
-            seen: Which kept places each token sees, those kept now among them; the steps before
-                are seen by all.
+            kept: Places at which the first tokens are kept; the others pass and are forgotten.
+            seen: Which kept places each token sees, those kept now among them; None for none.
+            among: Which of each other the passing tokens see, where nothing is kept now; None:
+                each sees itself.
         """
         num_passing = tokens.shape[1] - len(kept)
         rotary = model.rotary(offsets + self._first_position)
-        alone = torch.cat(
-            (
-                torch.zeros(len(kept), num_passing, dtype=torch.bool),
-                torch.eye(num_passing, dtype=torch.bool),
-            )
-        )
-        inside = torch.cat((seen, alone), dim=1).to(model.device)
+        if seen is None:
+            seen = torch.zeros(tokens.shape[1], self._num_places, dtype=torch.bool)
+        if among is None:
+            among = torch.eye(num_passing, dtype=torch.bool)
+            among = torch.cat((among.new_zeros(len(kept), num_passing), among))
+        seen = seen.expand(*among.shape[:-2], *seen.shape)
+        inside = torch.cat((seen, among), dim=-1).to(model.device)
         index = torch.tensor(list(kept), dtype=torch.int64, device=model.device)
         behind = torch.arange(num_passing, device=model.device) + self._num_places
         places = torch.cat((index, behind))
 
         def see(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keys, values = self._buffers[layer]
-            num_past = keys.shape[2] - 2 * self._num_places
+            num_past = keys.shape[2] - 3 * self._num_places
             keys[:, :, num_past + places] = key
             values[:, :, num_past + places] = value
-            stop = num_past + inside.shape[1]
-            mask = torch.cat((inside.new_ones(len(inside), num_past), inside), dim=1)
+            stop = num_past + inside.shape[-1]
+            past = inside.new_ones(*inside.shape[:-1], num_past)
+            mask = torch.cat((past, inside), dim=-1)
             return attend(query, keys[:, :, :stop], values[:, :, :stop], mask)
 
         return model.run_blocks(tokens, rotary, see)
@@ -367,7 +402,7 @@ class StepInTheMaking:
             pair = []
             for past in self._cache.read_before(layer):
                 batch, heads, num_past, head_width = past.shape
-                shape = (batch, heads, num_past + 2 * self._num_places, head_width)
+                shape = (batch, heads, num_past + 3 * self._num_places, head_width)
                 buffer = past.new_zeros(shape)
                 buffer[:, :, :num_past] = past
                 pair.append(buffer)

@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from worldgen.errors import ConfigError
 from worldgen.models import NextFrameTransformer, NextTokenTransformer
 from worldgen.models.next_frame import group_masks
-from worldgen.schedule import make_schedule
+from worldgen.schedule import cosine_round_sizes, make_schedule
 
 __all__ = [
     "CorruptionConfig",
     "NextFrameLossConfig",
     "NextTokenLossConfig",
     "corrupt",
+    "draw_groups",
     "world_model_losses",
 ]
 
@@ -58,7 +59,9 @@ class NextFrameLossConfig:
     within_frame: float
     """Weight of the term that trains the drawing of later groups."""
     schedules: tuple[str, ...]
-    """Orders in which the within-frame stack learns to draw; each clip gets one of them."""
+    """Orders in which the within-frame stack learns to draw; each clip gets one of them. Beside
+    the names of `make_schedule`, `random` takes cells in any order, in two to eight rounds: what
+    refinement by confidence asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +159,9 @@ def _next_frame_losses(
     weight = _weight_of_changes(context, following, losses.changed_weight)
     terms = {"prior": (prior * weight).sum() / weight.sum()}
 
-    groups = _groups(losses.schedules, model.layout.rows, model.layout.columns)
-    choice = torch.randint(0, len(groups), (len(visual_ids),), generator=generator)
-    group_of_cell = groups[choice].to(visual_ids.device)
+    group_of_cell = draw_groups(
+        losses.schedules, model.layout.rows, model.layout.columns, len(visual_ids), generator
+    ).to(visual_ids.device)
     visible, same_group = group_masks(group_of_cell)
     logits = model.refine(hidden[:, -1], following[:, -1], visible, same_group)
     # The first group is drawn from the prior, so it is not this stack's business.
@@ -196,9 +199,39 @@ def _weight_of_changes(context: Tensor, following: Tensor, changed_weight: float
     return 1.0 + (changed_weight - 1.0) * changed.float() / share
 
 
+def draw_groups(
+    names: tuple[str, ...], rows: int, columns: int, batch: int, generator: torch.Generator
+) -> Int[Tensor, "batch cell"]:
+    """Return for each clip the group of every cell, in one of the named orders drawn for it.
+
+    Args:
+        names: As in `NextFrameLossConfig.schedules`.
+        rows: Height of the grid.
+        columns: Width of the grid.
+        batch: Clips.
+        generator: On the CPU.
+    """
+    choice = torch.randint(0, len(names), (batch,), generator=generator).tolist()
+    return torch.stack(
+        [
+            _random_groups(rows * columns, generator)
+            if names[number] == "random"
+            else _groups(names[number], rows, columns)
+            for number in choice
+        ]
+    )
+
+
 @functools.cache
-def _groups(names: tuple[str, ...], rows: int, columns: int) -> Tensor:
-    return torch.stack([make_schedule(name, rows, columns).group_of_cell for name in names])
+def _groups(name: str, rows: int, columns: int) -> Tensor:
+    return make_schedule(name, rows, columns).group_of_cell
+
+
+def _random_groups(num_cells: int, generator: torch.Generator) -> Tensor:
+    rounds = int(torch.randint(2, 9, (), generator=generator))
+    sizes = torch.tensor(cosine_round_sizes(num_cells, rounds))
+    group_of_rank = torch.arange(len(sizes)).repeat_interleave(sizes)
+    return group_of_rank[torch.rand(num_cells, generator=generator).argsort()]
 
 
 def _cross_entropy(logits: Tensor, ids: Tensor) -> Tensor:
