@@ -71,7 +71,7 @@ class Reading:
 
     Attributes:
         options: How they become episodes.
-        problems: What was wrong so far, each kind once for each file, with its first line.
+        problems: What was wrong so far, each kind once for each file, with its lines.
         frames: Decoded so far.
         decode_seconds: Spent on files and codecs, conversion to RGB included.
         resize_seconds: Spent on scaling.
@@ -88,9 +88,10 @@ class Reading:
         for index in range(len(self.problems) - 1, -1, -1):
             known = self.problems[index]
             if known.path == path and known.message == message:
-                self.problems[index] = known.once_more()
+                self.problems[index] = known.once_more(line)
                 return
-        self.problems.append(Problem(path=path, message=message, line=line))
+        lines = () if line is None else (line,)
+        self.problems.append(Problem(path=path, message=message, lines=lines))
 
 
 @dataclass(frozen=True, kw_only=True)

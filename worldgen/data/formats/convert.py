@@ -14,7 +14,7 @@ from worldgen.data.formats.base import Content, Layout, Reading, ReadOptions, Re
 from worldgen.data.formats.report import Problem
 from worldgen.errors import DataError
 
-__all__ = ["STATE_FILE", "Conversion", "convert", "format_conversion"]
+__all__ = ["STATE_FILE", "Conversion", "convert", "format_conversion", "split_behind"]
 
 STATE_FILE = "conversion.json"
 _FORMAT = "worldgen-conversion"
@@ -145,6 +145,15 @@ def convert(
     )
 
 
+def split_behind(counts: Mapping[str, int]) -> str:
+    """Return the split that is furthest behind its share of 94, 3 and 3 in 100.
+
+    Args:
+        counts: How much each split has; the first that has nothing comes before all others.
+    """
+    return min(SPLITS, key=lambda split: counts[split] / _SHARES[split])
+
+
 def format_conversion(conversion: Conversion) -> list[str]:
     """Return what was done as lines for a person."""
     lines = [
@@ -217,14 +226,17 @@ def _remove_unfinished(out: Path, state: _State) -> None:
 def _next_split(
     recording: Recording, state: _State, entry: Mapping[str, Mapping[str, int]] | None = None
 ) -> str:
-    """Return the split that is furthest behind its share, or the one that the recording names."""
+    """Return the split of a recording, or of its next episode when `entry` tells those before."""
     if recording.split is not None:
         return recording.split
     if entry is None:
-        units = {split: sum(split in done for done in state.done.values()) for split in SPLITS}
-    else:
-        units = {
-            split: state.count(split, "episodes") + entry.get(split, {"episodes": 0})["episodes"]
+        return split_behind(
+            {split: sum(split in done for done in state.done.values()) for split in SPLITS}
+        )
+    none = {"episodes": 0}
+    return split_behind(
+        {
+            split: state.count(split, "episodes") + entry.get(split, none)["episodes"]
             for split in SPLITS
         }
-    return min(SPLITS, key=lambda split: units[split] / _SHARES[split])
+    )

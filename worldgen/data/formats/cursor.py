@@ -40,7 +40,8 @@ def draw_cursor(
     height, width = frame.shape[:2]
     scale = height / CURSOR_HEIGHT
     # Far outside is as good as just outside, and fits an integer.
-    left, top = (int(np.clip(place * scale, -width - height, width + height)) for place in cursor)
+    far = width + height
+    left, top = (int(np.floor(np.clip(place * scale, -far, far))) for place in cursor)
     size = max(1, round(height / _DRAWN_AT_HEIGHT))
     arrow = _ARROW.repeat(size, axis=0).repeat(size, axis=1)
     rows, columns = np.nonzero(arrow != " ")

@@ -19,6 +19,7 @@ __all__ = [
 
 _MOST_RECORDINGS = 20
 _MOST_PROBLEMS = 40
+_MOST_LINES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,23 +29,29 @@ class Problem:
     Attributes:
         path: File, inside the folder that was looked at.
         message: What is wrong, and what became of it.
-        line: The first one, counted from 1; None where the file has no lines.
+        lines: The first ones that have it, counted from 1; empty where the file has no lines.
         count: How many lines have it.
     """
 
     path: str
     message: str
-    line: int | None = None
+    lines: tuple[int, ...] = ()
     count: int = 1
 
-    def once_more(self) -> "Problem":
+    def once_more(self, line: int | None) -> "Problem":
         """Return the same problem, found on one more line."""
-        return dataclasses.replace(self, count=self.count + 1)
+        more = () if line is None or len(self.lines) >= _MOST_LINES else (line,)
+        return dataclasses.replace(self, lines=(*self.lines, *more), count=self.count + 1)
 
     def __str__(self) -> str:
-        place = self.path if self.line is None else f"{self.path}:{self.line}"
-        times = f" ({self.count} lines)" if self.count > 1 else ""
-        return f"{place}: {self.message}{times}"
+        if not self.lines:
+            return f"{self.path}: {self.message}"
+        first, *others = self.lines
+        named = [str(line) for line in others]
+        if self.count > len(self.lines):
+            named.append(f"{self.count - len(self.lines):,} more")
+        also = f" (also lines {', '.join(named)})" if named else ""
+        return f"{self.path}:{first}: {self.message}{also}"
 
 
 @dataclass(frozen=True, kw_only=True)
