@@ -1,13 +1,17 @@
-"""Worlds and servers for the tests of serving."""
+"""Worlds, servers and a browser for the tests of serving."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.factories import tiny_world
 from worldgen.pipeline import EnvironmentCard
 from worldgen.serving import running_server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 TOY = EnvironmentCard(id="tests.serving.toy_environment:worldgen-tests/Toy-v0")
 
@@ -31,3 +35,18 @@ def url(world_folder: Path, other_folder: Path) -> Iterator[str]:
     """A running server with both worlds."""
     with running_server([str(world_folder), str(other_folder)]) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: Path) -> "Iterator[Browser]":
+    """Chromium without a window, for tests that have found Playwright."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.serving.pages import ARGUMENTS, PATIENCE
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(
+            executable_path=str(chromium), args=ARGUMENTS, timeout=PATIENCE
+        )
+        yield running
+        running.close()

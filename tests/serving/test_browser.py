@@ -11,37 +11,19 @@ import pytest
 
 pytest.importorskip("playwright", reason="drives the page with Playwright")
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.factories import tiny_world
+from tests.serving.pages import PHONE, begin, frame_number, save_log, settle, visitor
 from worldgen.serving import Limits, running_server
 
 pytestmark = pytest.mark.browser
 
-ARGUMENTS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-LAPTOP = {"width": 1366, "height": 768}
-PHONE = {"width": 390, "height": 844}
-PATIENCE = 240_000
-"""Milliseconds until a test gives up; a machine that trains beside the tests is slow."""
 PACE = 5.0
 """Frames per second of the world whose pace is measured; a busy machine still reaches it."""
-expect.set_options(timeout=PATIENCE)
 FRAMES = "() => window.worldgen.statistics().frames"
 FRAMES_AND_TIME = "() => [window.worldgen.statistics().frames, performance.now()]"
 PIXELS = "canvas => canvas.toDataURL()"
-
-
-@pytest.fixture(scope="module")
-def browser(chromium: Path) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(
-            executable_path=str(chromium), args=ARGUMENTS, timeout=PATIENCE
-        )
-        yield running
-        running.close()
 
 
 @pytest.fixture
@@ -60,33 +42,6 @@ def slow_page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
         yield made
 
 
-@contextlib.contextmanager
-def visitor(browser: Browser, url: str, **context: Any) -> Iterator[Page]:
-    """Open the page in a browser of its own; fail if it reports an error or looks outside."""
-    options: dict[str, Any] = {"viewport": LAPTOP, **context}
-    with contextlib.closing(browser.new_context(**options)) as opened:
-        page = opened.new_page()
-        page.set_default_timeout(PATIENCE)
-        troubles: list[str] = []
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith((url.partition("#")[0], "blob:", "data:"))
-                else troubles.append(request.url)
-            ),
-        )
-        page.goto(url)
-        yield page
-        assert troubles == []
-
-
-def begin(page: Page) -> None:
-    """Wait until the world is open."""
-    expect(page.locator("#veil-title")).to_have_text(re.compile("begin"))
-
-
 def play_to(page: Page, frame: int) -> None:
     """Hold a key until a frame is reached, then pause."""
     page.keyboard.down("ArrowUp")
@@ -95,20 +50,6 @@ def play_to(page: Page, frame: int) -> None:
     page.keyboard.press("KeyP")
     expect(page.locator("#play")).to_have_text("Play")
     settle(page)
-
-
-def settle(page: Page) -> None:
-    """Wait for what was under way when the world was stopped, and for the words about it."""
-    page.wait_for_function(
-        """() => {
-          const { waiting, frame } = window.worldgen.statistics();
-          return !waiting && document.querySelector("#dream-frame").textContent === `frame ${frame}`;
-        }"""
-    )
-
-
-def frame_number(page: Page) -> int:
-    return int(page.locator("#dream-frame").inner_text().removeprefix("frame "))
 
 
 def drag_to(page: Page, frame: int) -> None:
@@ -317,9 +258,7 @@ def test_a_new_drive_begins_from_the_start_and_seed_that_were_asked_for(page: Pa
     page.keyboard.press("Enter")
     expect(page).to_have_url(re.compile("#world=tiny&start=1&seed=7$"))
     play_to(page, 2)
-    with page.expect_download() as download:
-        page.locator("#save").click()
-    log = json.loads(Path(download.value.path()).read_text())
+    log = save_log(page)
     assert (log["start"], log["decoder"]) == (1, "diagonal")
 
 
