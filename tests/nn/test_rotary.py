@@ -40,3 +40,13 @@ def test_lengths_are_kept() -> None:
 def test_widths_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="3 axes"):
         rotary_table(torch.zeros(1, 3, dtype=torch.int64), (4, 3, 4), 100.0)
+
+
+def test_rows_of_a_batch_may_be_at_different_places() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(3, 2, 5, 8, generator=generator)
+    positions = torch.randint(0, 1000, (3, 5, 2), generator=generator)
+    together = apply_rotary(vectors, rotary_table(positions, (4, 4), 100.0))
+    for row in range(3):
+        alone = apply_rotary(vectors[row], rotary_table(positions[row], (4, 4), 100.0))
+        assert torch.equal(together[row], alone)

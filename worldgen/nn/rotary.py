@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -11,11 +12,12 @@ from worldgen.errors import ConfigError
 __all__ = ["RotaryTable", "apply_rotary", "rotary_table"]
 
 RotaryTable = tuple[Tensor, Tensor]
-"""Cosines and sines, each `[token, head_width / 2]`, float32."""
+"""Cosines and sines, each `[token, head_width / 2]`, or `[batch, token, head_width / 2]` where the
+rows of a batch are at different places; float32."""
 
 
 def rotary_table(
-    positions: Int[Tensor, "token coordinate"], axis_widths: Sequence[int], base: float
+    positions: Int[Tensor, "*batch token coordinate"], axis_widths: Sequence[int], base: float
 ) -> RotaryTable:
     """Return cosines and sines of the angles by which each token's query and key are turned.
 
@@ -40,7 +42,7 @@ def rotary_table(
             f"got {tuple(axis_widths)}"
         )
     angles = [
-        positions[:, axis, None].double()
+        positions[..., axis, None].double()
         * base ** (-torch.arange(0, width, 2, dtype=torch.float64) / max(width, 1))
         for axis, width in enumerate(axis_widths)
     ]
@@ -54,9 +56,14 @@ def apply_rotary(
     """Return vectors turned by the table; channel `i` is paired with channel `i + width / 2`.
 
     Args:
-        vectors: Queries or keys with the token axis before the last.
+        vectors: Queries or keys with the token axis before the last; `[batch, head, token, width]`
+            for a table with a batch.
         table: As made by `rotary_table` for the same tokens.
     """
     cosine, sine = (part.to(vectors.dtype) for part in table)
+    if cosine.ndim == 3:
+        cosine, sine = (
+            rearrange(part, "b token half -> b 1 token half") for part in (cosine, sine)
+        )
     first, second = vectors.chunk(2, dim=-1)
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
