@@ -87,7 +87,8 @@ def _plain_resize(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         centres = (np.arange(after) + 0.5) * before / after
         distance = np.abs(np.arange(before) + 0.5 - centres[:, None]) / scale
         rows = np.clip(1 - distance, 0, None)
-        return rows / rows.sum(axis=1, keepdims=True)
+        normed: np.ndarray = rows / rows.sum(axis=1, keepdims=True)
+        return normed
 
     rows = weights(frame.shape[0], size[0])
     columns = weights(frame.shape[1], size[1])

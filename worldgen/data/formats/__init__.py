@@ -20,11 +20,15 @@ __all__ = [
     "LAYOUTS",
     "Content",
     "Layout",
+    "LeRobotDataset",
+    "MineWorldValidation",
+    "NativeEpisodes",
     "Problem",
     "ReadOptions",
     "Reading",
     "Recording",
     "Report",
+    "VptRecordings",
     "open_layout",
 ]
 
