@@ -1,5 +1,7 @@
 """Drawing follows the distribution, and random numbers depend on seed, frame and cell alone."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,6 @@ def test_the_largest_uniform_number_stays_inside_the_codebook() -> None:
         ({"top_p": 1.1}, "top_p"),
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, float], message: str) -> None:
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SamplingConfig(**settings)
