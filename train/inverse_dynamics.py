@@ -23,6 +23,7 @@ from worldgen.evaluation.inverse_dynamics import (
     group_ids,
     save_inverse_dynamics,
 )
+from worldgen.evaluation.inverse_dynamics_alignment import describe_misalignment
 from worldgen.evaluation.inverse_dynamics_data import (
     label_weights,
     load_labelled_clips,
@@ -259,8 +260,9 @@ def _finish(
     }
     folder.save_summary(summary)
     print(f"wrote {path}: {figures['mean_over_tasks'] or figures['axes']}")
-    if figures["alignment"]["best_shift"] != 0:
-        print(f"actions and frames of the recording are not aligned: {figures['alignment']}")
+    problem = describe_misalignment(figures["alignment"], str(dataset.folder))
+    if problem is not None:
+        print(f"warning: {problem}")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="inverse_dynamics")

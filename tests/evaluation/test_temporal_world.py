@@ -18,6 +18,7 @@ from worldgen.evaluation.bench import bench_play
 from worldgen.evaluation.clips import load_clips, write_clip_specs
 from worldgen.evaluation.probes import MotionProbe, MotionProbeConfig, save_probes
 from worldgen.evaluation.replay import check_replay, measure_cost
+from worldgen.evaluation.report import render_report
 from worldgen.evaluation.rollout import Roller
 from worldgen.evaluation.world import evaluate_world
 from worldgen.generation import RolloutLog, Start
@@ -99,6 +100,12 @@ def test_every_part_of_the_protocol_is_measured_in_frames(
     assert result["motion"]["held_actions"]["road"]["simulator"]
     # A judge of six frames cannot read the first one after five frames of context.
     assert list(result["motion"]["tracking"]) == ["road"]
+    # This world has no judge that reads actions, and says so.
+    assert "no inverse_dynamics.safetensors" in result["inverse_dynamics"]["absent"]
+    rows = {row["name"]: row for row in result["summary"]}
+    assert rows["actions read from dreamt frames, F1"]["value"] is None
+    assert "train one with" in rows["actions read from dreamt frames, F1"]["note"]
+    assert "Not measured: the world has no inverse_dynamics.safetensors" in render_report(result)
 
 
 def test_clips_with_less_context_are_the_same_afterwards(recording: Path) -> None:

@@ -10,11 +10,18 @@ import pytest
 import torch
 
 from tests.evaluation import toy_car
-from tests.factories import tiny_world
+from tests.factories import car_schema, tiny_world
+from worldgen.cli import main
 from worldgen.data.episodes import Dataset
-from worldgen.errors import DataError, EnvironmentMissingError, WorldgenError
+from worldgen.errors import CheckpointError, DataError, EnvironmentMissingError, WorldgenError
 from worldgen.evaluation.bench import bench_play
-from worldgen.evaluation.clips import load_clips, write_clip_specs
+from worldgen.evaluation.clips import load_clips, read_clip_specs, write_clip_specs
+from worldgen.evaluation.inverse_dynamics import (
+    INVERSE_DYNAMICS_FILE,
+    InverseDynamicsConfig,
+    InverseDynamicsModel,
+    save_inverse_dynamics,
+)
 from worldgen.evaluation.probes import (
     MotionProbe,
     MotionProbeConfig,
@@ -31,6 +38,7 @@ from worldgen.evaluation.world import evaluate_world
 from worldgen.generation import Start
 from worldgen.generation.decoding import make_decoder
 from worldgen.pipeline import EnvironmentCard, World, load
+from worldgen.tokenizers.action import ActionSchema, minecraft_schema
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +67,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, recording: Path) -> World:
         "speed": {"correlation": 0.5, "root_mean_square_error": 1.0},
     }
     save_probes(folder / "probe.safetensors", {"road": probe}, {"road": figures})
+    save_inverse_dynamics(folder / INVERSE_DYNAMICS_FILE, reader(car_schema()), {})
     return load(folder)
+
+
+def reader(schema: ActionSchema) -> InverseDynamicsModel:
+    """Return an untrained judge of actions."""
+    config = InverseDynamicsConfig(frame_height=16, frame_width=16, channels=(4, 4), width=8)
+    return InverseDynamicsModel(config, schema)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +96,56 @@ def test_every_part_of_the_protocol_is_there_and_is_json(result: dict[str, Any])
     assert result["motion"]["held_actions"]["road"]["simulator"]
     names = [row["name"] for row in result["summary"]]
     assert any("holding left turns left" in name for name in names)
+
+
+def test_actions_read_from_frames_stand_beside_those_taken(
+    world: World, result: dict[str, Any]
+) -> None:
+    judged = result["inverse_dynamics"]
+    assert set(judged["frames"]) == {"generated", "real_frames", "tokenizer_reconstruction"}
+    specs, _, _ = read_clip_specs(world.folder / "evaluation.json")
+    for figures in judged["frames"].values():
+        assert figures["steps"] == 2 * 64
+        assert list(figures["windows"]) == ["1-16", "17-64"]
+        for index, task in enumerate(("steering", "pedals")):
+            taken = np.concatenate([spec.actions[-64:, index] for spec in specs[:2]])
+            counts = np.array(figures["tasks"][task]["confusion"])
+            assert counts.sum(axis=1).tolist() == np.bincount(taken, minlength=3).tolist()
+    rows = {row["name"]: row for row in result["summary"]}
+    f1 = rows["actions read from dreamt frames, F1"]
+    assert f1["value"] == judged["frames"]["generated"]["mean_over_tasks"]["f1_macro"]
+    assert set(f1["references"]) == {"real_frames", "tokenizer_reconstruction"}
+    assert "shift of the actions that suits real frames best" in rows
+    page = render_report(result)
+    assert "Actions read from frames" in page
+    assert "pedals, dream" in page
+
+
+def test_a_judge_of_other_actions_is_refused_before_anything_is_measured(
+    world: World, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.safetensors"
+    save_inverse_dynamics(other, reader(minecraft_schema("mineworld")), {})
+    with pytest.raises(CheckpointError, match="but the actions have steering"):
+        evaluate_world(world, inverse_dynamics=other, progress=False)
+
+
+def test_misaligned_actions_are_shouted_about(
+    result: dict[str, Any],
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["evaluate", "world", "--world", str(world.folder)]
+    for misaligned, status in (([], 0), (["the actions of the real clips lie 1 step too late"], 1)):
+        judged = {**result["inverse_dynamics"], "misaligned": misaligned}
+        changed = {**result, "inverse_dynamics": judged}
+        monkeypatch.setattr(
+            "worldgen.evaluation.world.evaluate_world", lambda *_, changed=changed, **__: changed
+        )
+        assert main(words) == status
+        assert ("lie 1 step too late" in capsys.readouterr().err) == (status == 1)
+        assert ("lie 1 step too late" in render_report(changed)) == (status == 1)
 
 
 def test_a_quantity_whose_judge_reads_badly_makes_no_claim(result: dict[str, Any]) -> None:
@@ -123,12 +188,12 @@ def test_the_page_holds_figures_curves_and_strips_and_nothing_foreign(
 def test_the_page_of_results_is_filled_between_its_marks(
     result: dict[str, Any], tmp_path: Path
 ) -> None:
-    from scripts.results import main
+    from scripts.results import main as fill
 
     page = tmp_path / "results.md"
     page.write_text("top\n<!-- results: begin -->\nbefore\n<!-- results: end -->\nend\n")
     write_json(result, tmp_path / "figures.json")
-    main([str(tmp_path / "figures.json"), "--page", str(page)])
+    fill([str(tmp_path / "figures.json"), "--page", str(page)])
     text = page.read_text(encoding="utf-8")
     assert text.startswith("top\n<!-- results: begin -->\n## tiny\n")
     assert text.endswith("<!-- results: end -->\nend\n")
