@@ -168,7 +168,9 @@ def package(
     _store(tokenizer_file, out / TOKENIZER_FILE, tokenizer)
     _store(model_file, out / MODEL_FILE, model)
     save_starts(out / STARTS_FILE, make_starts(dataset, tokenizer, starts))
-    _write_test_clips(dataset, out / "evaluation.json")
+    # Test clips are rendered again by the environment, so without one they would be of no use.
+    if dataset.metadata.environment is not None:
+        _write_test_clips(dataset, out / "evaluation.json")
     judges = {PROBES_FILE: probe_file, INVERSE_DYNAMICS_FILE: inverse_dynamics_file}
     for judges_name, file in judges.items():
         if file is not None and file.exists():
@@ -190,7 +192,7 @@ def package(
         },
         training={
             "commands": [
-                f"python -m envs.record env={dataset.folder.name} frames={sum(frames.values())}",
+                _recording_command(dataset, sum(frames.values())),
                 f"python -m train.visual_tokenizer experiment={name}",
                 f"python -m train.world_model experiment={name}",
             ],
@@ -211,6 +213,12 @@ def package(
     write_text(out / "card.md", text)
     print(f"world written; play it with: worldgen play --world {out}")
     return out
+
+
+def _recording_command(dataset: Dataset, frames: int) -> str:
+    if dataset.metadata.environment is None:
+        return f"worldgen data convert RECORDINGS --out {dataset.folder}"
+    return f"python -m envs.record env={dataset.folder.name} frames={frames}"
 
 
 def _write_test_clips(dataset: Dataset, path: Path) -> None:
@@ -248,6 +256,7 @@ def make_starts(dataset: Dataset, tokenizer: VisualTokenizer, config: StartsConf
         frames_per_step=tokenizer.frames_per_latent,
     )
     single = tokenizer.single_frames
+    can_play_again = dataset.metadata.environment is not None
     starts = []
     for number, end in enumerate(np.linspace(config.earliest, config.latest, config.count)):
         info = infos[number % len(infos)]
@@ -265,8 +274,8 @@ def make_starts(dataset: Dataset, tokenizer: VisualTokenizer, config: StartsConf
             Start(
                 visual_ids=rearrange(ids, "clip step row column -> (clip step) (row column)"),
                 action_ids=layout.actions_of_steps(action_ids),
-                environment_seed=info.seed,
-                environment_actions=episode.actions[:last],
+                environment_seed=info.seed if can_play_again else None,
+                environment_actions=episode.actions[:last] if can_play_again else None,
             )
         )
     return starts

@@ -17,6 +17,7 @@ from tests.data.formats.synthetic import (
     write_vpt,
 )
 from tests.factories import tiny_tokenizer_config
+from train.package_world import StartsConfig, make_starts
 from worldgen.cli import main
 from worldgen.data.episodes import SPLITS, Dataset, EpisodeWriter
 from worldgen.data.formats import ReadOptions, open_layout
@@ -195,6 +196,19 @@ def test_training_reads_the_tokens_of_a_conversion(tmp_path: Path, preset: str) 
     expected = ActionTokenizer(dataset.metadata.schema).encode(actions)
     assert np.array_equal(cache.action_ids, expected)
     assert cache.visual_ids.shape == (8, 64)
+
+
+def test_a_start_of_a_conversion_promises_no_environment(tmp_path: Path) -> None:
+    source = _recordings(tmp_path / "source", 8, 8, 8)
+    _convert(source, tmp_path / "out", size=(64, 64), schema="mineworld")
+    tokenizer = build_visual_tokenizer(tiny_tokenizer_config()).eval()
+    config = StartsConfig(count=2, context=3, earliest=2, latest=7)
+    first, second = make_starts(Dataset(tmp_path / "out"), tokenizer, config)
+    assert first.environment_seed is None
+    assert second.environment_actions is None
+    assert first.visual_ids.shape == (3, 64)
+    # Eleven slots, of which the first and the last are constants.
+    assert first.action_ids.shape == (2, 11)
 
 
 def test_the_command_says_what_it_did_and_how_fast(
