@@ -1,6 +1,8 @@
 """Foreign checkpoint files: what is read, what is refused, and what the messages say."""
 
 import argparse
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,11 @@ PATH = Path("of_others.ckpt")
 class CodeInAFile:
     """Leaves a trace when it is unpickled."""
 
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return Path.touch, ("ran",)
+    def __init__(self, function: Callable[..., object], *arguments: str) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, ...]]:
+        return self.call
 
 
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict"])
@@ -45,11 +50,12 @@ def test_arguments_in_a_namespace_are_kept(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "a.ckpt").extras["hyper_parameters"]["args"].width == 3
 
 
+@pytest.mark.parametrize("code", [CodeInAFile(open, "ran", "w"), CodeInAFile(os.mkdir, "ran")])
 def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: CodeInAFile
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"state_dict": WEIGHTS, "extra": CodeInAFile()}, tmp_path / "a.ckpt")
+    torch.save({"state_dict": WEIGHTS, "extra": code}, tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match=r"needs \S+, and loading that could run code"):
         read_checkpoint(tmp_path / "a.ckpt")
     assert not (tmp_path / "ran").exists()

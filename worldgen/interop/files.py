@@ -144,7 +144,8 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged file can fail anywhere in torch's readers, so this names no narrower type.
     except Exception as error:
-        refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        # One wording for what is not on torch's list, another for modules that it never allows.
+        refused = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
         if refused and isinstance(error, pickle.UnpicklingError):
             raise CheckpointError(
                 f"{path} needs {refused[1]}, and loading that could run code hidden in the file; "
