@@ -42,7 +42,7 @@ class MineWorldMemory:
     which take their share of the softmax and add nothing; a stand-in's slot keeps what the
     stand-in wrote. Windows of layers are not heeded: MineWorld's layers see everything.
 
-    Source: MineWorld (arXiv:2504.08388), as released; the paper says nothing of it.
+    Source: the released code of MineWorld (arXiv:2504.08388).
 
     Args:
         model: Shared, never changed.
@@ -85,18 +85,16 @@ class MineWorldMemory:
         how = mineworld_sampling(how)
         uniforms = uniforms.to(self._model.device)
         for call in calls:
-            positions = torch.tensor(call.positions, device=self._model.device)
             drawn = torch.tensor(call.drawn, dtype=torch.int64, device=self._model.device)
-            output = self._feed(positions, self.ids[:, list(call.sources)])
-            logits = self._model.read(output[:, list(call.asked_by)])
+            logits = self._model.read(self._feed(call)[:, list(call.asked_by)])
             logits = logits[..., : self._model.codebook_size]
             self.ids[:, drawn] = draw(logits, uniforms[:, drawn], how)
             yield logits
 
-    def _feed(
-        self, positions: Int[Tensor, " token"], ids: Int[Tensor, "batch token"]
-    ) -> Float[Tensor, "batch token width"]:
-        stop = int(positions.max()) + 1
+    def _feed(self, call: Call) -> Float[Tensor, "batch token width"]:
+        positions = torch.tensor(call.positions, device=self._model.device)
+        # Slots behind the last query are seen by none.
+        stop = max(call.positions) + 1
         mask = torch.arange(stop, device=positions.device)[None] <= positions[:, None]
 
         def see(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -106,7 +104,8 @@ class MineWorldMemory:
             return attend(query, keys[:, :, :stop], values[:, :, :stop], mask)
 
         rotary = self._cosine[positions], self._sine[positions]
-        return self._model.run_blocks(self._model.embedding(ids), rotary, see)
+        tokens = self._model.embedding(self.ids[:, list(call.sources)])
+        return self._model.run_blocks(tokens, rotary, see)
 
 
 def draw_frames(

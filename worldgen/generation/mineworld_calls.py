@@ -4,7 +4,7 @@ Everything stands in one sequence of steps `[visual tokens of the frame | action
 named by its position there, whether it is given or still to be drawn. So what is fed in a pass, at
 which places, and which cells are drawn from it are numbers that only depend on the grid.
 
-Source: MineWorld (arXiv:2504.08388) and diagonal decoding (arXiv:2503.14070), as released.
+Source: diagonal decoding (arXiv:2503.14070), as the released code of MineWorld has it.
 """
 
 from collections import defaultdict
