@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml  # type: ignore[import-untyped]
+import yaml
 from einops import rearrange
 from PIL import Image
 from safetensors.torch import load_file, save_file

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from einops import rearrange
 from jaxtyping import Int, UInt8
 from PIL import Image
@@ -237,8 +238,6 @@ def import_mineworld(
 
 def _read_tree(path: Path) -> Mapping[str, Any]:
     """Return the mapping that a YAML or JSON file holds; tags that name code are refused."""
-    import yaml  # type: ignore[import-untyped]
-
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
