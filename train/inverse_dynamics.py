@@ -119,12 +119,12 @@ def run(cfg: DictConfig) -> RunFolder:
 
     dataset = Dataset(Path(data.folder))
     schema = dataset.metadata.schema
-    size = (config.model.frame_height, config.model.frame_width)
+    size = config.model.frame_size
     labelled = load_labelled_frames(dataset, "train", size, data.training_frames)
     weights = label_weights(labelled, schema, data.clip_frames, data.rarity_power)
     order = DataOrder(weights, batch_size=training.batch_size, seed=config.seed)
     held_out = load_labelled_clips(
-        dataset, "validation", data.clip_frames, training.validation_frames
+        dataset, "validation", size, training.validation_frames, clip_frames=data.clip_frames
     )
 
     model = InverseDynamicsModel(config.model, schema)
@@ -236,13 +236,14 @@ def _finish(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.half())
+    data, size = config.data, config.model.frame_size
     test = load_labelled_clips(
-        dataset, "test", config.data.clip_frames, config.data.evaluation_frames
+        dataset, "test", size, data.evaluation_frames, clip_frames=data.clip_frames
     )
     figures = judge_actions(model, *test)
     held_out = {
         "split": "test",
-        "clip_frames": config.data.clip_frames,
+        "clip_frames": data.clip_frames,
         "training_frames_per_second": dataset.metadata.frames_per_second,
         "steps_trained": step,
         "seed": config.seed,

@@ -195,7 +195,7 @@ def test_recordings_are_read_with_their_actions_and_resized(tmp_path: Path) -> N
     data = load_labelled_frames(dataset, "train", (8, 8), 1000)
     assert data.frames.shape == (40, 8, 8, 3)
     assert np.flatnonzero(~data.follows).tolist() == [19, 39]
-    frames, actions = load_labelled_clips(dataset, "test", 10, 1000)
+    frames, actions = load_labelled_clips(dataset, "test", (16, 16), 1000, clip_frames=10)
     # Two clips of ten frames in each episode; the second begins with the last frame of the first.
     assert frames.shape == (4, 10, 16, 16, 3)
     assert np.array_equal(frames[0, -1], frames[1, 0])
@@ -204,7 +204,7 @@ def test_recordings_are_read_with_their_actions_and_resized(tmp_path: Path) -> N
         places = (clip[:, 3, :, 0] > 200).argmax(axis=1) // 4
         assert np.array_equal(np.diff(places) % 4, hops % 4)
     with pytest.raises(DataError, match="as long as a clip of 21 frames"):
-        load_labelled_clips(dataset, "test", 21, 1000)
+        load_labelled_clips(dataset, "test", (16, 16), 1000, clip_frames=21)
 
 
 def test_an_action_that_the_schema_does_not_know_is_named_with_its_file(tmp_path: Path) -> None:

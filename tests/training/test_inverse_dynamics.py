@@ -18,7 +18,7 @@ from worldgen.errors import ConfigError, DataError
 from worldgen.evaluation.inverse_dynamics import INVERSE_DYNAMICS_FILE, load_inverse_dynamics
 from worldgen.evaluation.inverse_dynamics_data import load_labelled_clips
 from worldgen.evaluation.inverse_dynamics_following import follow_actions, judge_actions
-from worldgen.training import DivergedError, RunFolder
+from worldgen.training import DivergedError, RunFolder, learning_rate
 
 STEPS = 300
 
@@ -62,7 +62,7 @@ def test_actions_that_show_are_read_without_a_mistake(recording: Path, finished:
     assert held_out["axes"]["turn"]["mean_absolute_difference"] == 0.0
     assert held_out["alignment"]["best_shift"] == 0
     assert held_out["alignment"]["aligned"] is True
-    clips = load_labelled_clips(Dataset(recording), "test", 8, 4000)
+    clips = load_labelled_clips(Dataset(recording), "test", (16, 16), 4000, clip_frames=8)
     again = judge_actions(judge, *clips)
     assert again == {key: held_out[key] for key in again}
     summary = json.loads((finished.path / "summary.json").read_text())
@@ -80,7 +80,8 @@ def test_recordings_with_shifted_actions_are_found_out(
 ) -> None:
     judge, _ = load_inverse_dynamics(finished.path / INVERSE_DYNAMICS_FILE)
     folder = toy_clicks.record(tmp_path / "shifted", shift=shift, seed=5)
-    figures = judge_actions(judge, *load_labelled_clips(Dataset(folder), "test", 40, 4000))
+    clips = load_labelled_clips(Dataset(folder), "test", (16, 16), 4000, clip_frames=40)
+    figures = judge_actions(judge, *clips)
     assert figures["alignment"]["best_shift"] == shift
     assert figures["alignment"]["aligned"] is False
 
@@ -136,9 +137,6 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_command_goes_on(
     recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train import inverse_dynamics
-
-    real = inverse_dynamics.learning_rate
     calls = 0
 
     def interrupt_at_the_third_step(*arguments: object) -> float:
@@ -146,9 +144,9 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_command_goes_on(
         calls += 1
         if calls == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(*arguments)  # type: ignore[arg-type]
+        return learning_rate(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(inverse_dynamics, "learning_rate", interrupt_at_the_third_step)
+    monkeypatch.setattr("train.inverse_dynamics.learning_rate", interrupt_at_the_third_step)
     stopped = train(recording, tmp_path / "run", "training.length.steps=5")
     assert load_tensors(stopped.checkpoint)[1]["step"] == 3
     assert not (stopped.path / INVERSE_DYNAMICS_FILE).exists()
@@ -189,7 +187,8 @@ def test_what_cannot_be_trained_on_is_refused(recording: Path, tmp_path: Path) -
 
 def test_every_shipped_experiment_is_complete() -> None:
     folder = config_dir() / "experiment" / "inverse_dynamics"
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    # The first of the family is a part of the others, no experiment of its own.
+    names = sorted({path.stem for path in folder.glob("*.yaml")} - {"mineworld"})
     assert {"car_racing", "crafter"} <= set(names)
     for name in names:
         config = build(RunConfig, load_config("inverse_dynamics", [f"experiment={name}"]))

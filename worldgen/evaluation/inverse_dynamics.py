@@ -68,6 +68,11 @@ class InverseDynamicsConfig:
                 f"got {self.frame_height} x {self.frame_width}"
             )
 
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of the frames that the network sees."""
+        return self.frame_height, self.frame_width
+
 
 class _TimeBlock(nn.Module):
     """A residual convolution over three steps; what is outside of the clip counts as zero."""
@@ -156,7 +161,7 @@ class InverseDynamicsModel(nn.Module):
         """
         if frames.shape[1] < 2:
             raise ConfigError(f"an action lies between two frames, got {frames.shape[1]}")
-        size = (self.config.frame_height, self.config.frame_width)
+        size = self.config.frame_size
         device = self.heads.weight.device
         labels = []
         for clip in frames:

@@ -104,20 +104,20 @@ def load_labelled_frames(
 
 
 def load_labelled_clips(
-    dataset: Dataset, split: str, clip_frames: int, max_frames: int
+    dataset: Dataset, split: str, size: tuple[int, int], max_frames: int, *, clip_frames: int
 ) -> tuple[UInt8[np.ndarray, "clip time height width 3"], Num[np.ndarray, "clip step group"]]:
-    """Return clips side by side from a split, at their own size, and the actions between frames.
+    """Return clips side by side from a split, and the actions between their frames.
 
     Args:
         dataset: Recording.
         split: Split of the recording.
-        clip_frames: Frames of a clip.
+        size: Height and width that frames are brought to.
         max_frames: Bound on the memory.
+        clip_frames: Frames of a clip.
 
     Raises:
         DataError: If the split is empty or nothing in it is as long as a clip.
     """
-    size = (dataset.metadata.frame_height, dataset.metadata.frame_width)
     data = load_labelled_frames(dataset, split, size, max_frames)
     free = data.clip_starts(clip_frames)
     starts: list[int] = []
