@@ -5,19 +5,11 @@ import torch
 
 from worldgen.errors import SessionLimitError
 from worldgen.nn.cache import FrameCache
+from worldgen.nn.cache_storage import CacheConfig
 
 
 def cache(spare: int = 0) -> FrameCache:
-    return FrameCache(
-        batch=1,
-        heads=1,
-        tokens=2,
-        head_width=1,
-        windows=(1, 3),
-        spare=spare,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-    )
+    return FrameCache(CacheConfig(heads=1, tokens=2, head_width=1, windows=(1, 3), spare=spare))
 
 
 def write(ring: FrameCache, value: float) -> list[list[float]]:

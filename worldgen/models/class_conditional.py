@@ -15,6 +15,7 @@ from worldgen.config import build, to_mapping
 from worldgen.errors import CheckpointError, ConfigError
 from worldgen.nn.attention import attend
 from worldgen.nn.cache import FrameCache
+from worldgen.nn.cache_storage import CacheConfig
 
 __all__ = [
     "ClassConditionalConfig",
@@ -182,16 +183,14 @@ class ClassConditionalTransformer(nn.Module):
     def new_cache(self, batch: int) -> FrameCache:
         """Return an empty cache for `batch` sequences; all of its memory is taken now."""
         weight = self.head.weight
-        return FrameCache(
-            batch=batch,
+        config = CacheConfig(
             heads=self.config.num_heads,
             tokens=1,
             head_width=self.config.width // self.config.num_heads,
             windows=(self.config.num_positions,) * self.config.depth,
-            spare=0,
             dtype=weight.dtype,
-            device=weight.device,
         )
+        return FrameCache(config, batch=batch, device=weight.device)
 
     def observe(
         self, cache: FrameCache, tokens: Int[Tensor, " batch"], position: int
@@ -243,7 +242,8 @@ class _Block(nn.Module):
         if cache is None:
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         else:
-            mixed = attend(query, *cache.write_and_read(layer, key, value))
+            seen = cache.write_and_read(layer, key, value)
+            mixed = attend(query, seen.keys, seen.values)
         merged = rearrange(mixed, "b head token width -> b token (head width)")
         hidden = hidden + self.output(merged)
         fed: Tensor = self.down(F.gelu(self.up(self.feed_forward_norm(hidden))))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -18,7 +18,8 @@ from worldgen.layout import SequenceLayout
 from worldgen.models.base import FrameDraft
 from worldgen.nn.attention import AttentionConfig, attend, frame_causal_attention
 from worldgen.nn.blocks import Attend, Block, BlockConfig, RMSNorm
-from worldgen.nn.cache import FrameCache
+from worldgen.nn.cache import FrameCache, StepCache
+from worldgen.nn.cache_storage import CacheConfig
 from worldgen.nn.rotary import RotaryTable
 
 __all__ = ["InterleavedConfig", "InterleavedTransformer"]
@@ -114,16 +115,22 @@ class InterleavedTransformer(nn.Module):
             batch: Sequences that advance together.
             spare: Frames kept beyond the longest window, so that they can be rewound.
         """
+        return FrameCache(self.cache_config(spare=spare), batch=batch, device=self.device)
+
+    def cache_config(self, *, spare: int = 0) -> CacheConfig:
+        """Return what a cache keeps of one sequence.
+
+        Args:
+            spare: Frames kept beyond the longest window, so that they can be rewound.
+        """
         attention = self.block_config.attention
-        return FrameCache(
-            batch=batch,
+        return CacheConfig(
             heads=attention.num_key_value_heads,
             tokens=self.layout.tokens_per_step,
             head_width=attention.head_width,
             windows=self.windows,
             spare=spare,
             dtype=self.readout.weight.dtype,
-            device=self.device,
         )
 
     def run_blocks(
@@ -165,7 +172,7 @@ class InterleavedTransformer(nn.Module):
 
     def run_step(
         self,
-        cache: FrameCache,
+        cache: StepCache,
         step: Float[Tensor, "batch token width"],
         rotary: RotaryTable,
         own: Bool[Tensor, "token token"] | None = None,
@@ -180,11 +187,14 @@ class InterleavedTransformer(nn.Module):
         """
 
         def see_cache(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = cache.write_and_read(layer, key, value)
+            keys, values, real = cache.write_and_read(layer, key, value)
             mask = None
+            if real is not None:
+                mask = repeat(real, "b key -> b query key", query=query.shape[2])
             if own is not None:
                 past = own.new_ones(len(own), keys.shape[2] - len(own))
-                mask = torch.cat((past, own), dim=1)
+                own_mask = torch.cat((past, own), dim=1)
+                mask = own_mask if mask is None else own_mask & mask
             return attend(query, keys, values, mask)
 
         stream = self.run_blocks(step, rotary, see_cache)

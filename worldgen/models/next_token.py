@@ -400,7 +400,8 @@ class StepInTheMaking:
         buffers = []
         for layer in range(len(self._cache.windows)):
             pair = []
-            for past in self._cache.read_before(layer):
+            seen = self._cache.read_before(layer)
+            for past in (seen.keys, seen.values):
                 batch, heads, num_past, head_width = past.shape
                 shape = (batch, heads, num_past + 3 * self._num_places, head_width)
                 buffer = past.new_zeros(shape)

@@ -1,12 +1,51 @@
 """Keys and values of past frames: preallocated, a ring over frames, rewound by moving a pointer."""
 
+from typing import NamedTuple, Protocol
+from weakref import WeakSet
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from worldgen.errors import SessionLimitError
+from worldgen.errors import ConfigError, SessionLimitError
+from worldgen.nn.cache_storage import CacheConfig, VectorStore
 
-__all__ = ["FrameCache"]
+__all__ = ["FrameCache", "SeenFrames", "StepCache"]
+
+
+class SeenFrames(NamedTuple):
+    """What a layer sees of the frames in a cache, in the order of time."""
+
+    keys: Float[Tensor, "batch head token width"]
+    values: Float[Tensor, "batch head token width"]
+    mask: Bool[Tensor, "batch token"] | None = None
+    """False where a row has fewer frames than another and the token is none; None: all are."""
+
+
+class StepCache(Protocol):
+    """What a transformer needs of a cache: sequences, one per row, that a step is added to."""
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """For each layer, how many frames (the current one included) it looks at."""
+
+    @property
+    def frame_numbers(self) -> Int[Tensor, " batch"]:
+        """Number of the frame that each sequence writes next."""
+
+    def write_and_read(
+        self,
+        layer: int,
+        key: Float[Tensor, "batch head token width"],
+        value: Float[Tensor, "batch head token width"],
+    ) -> SeenFrames:
+        """Store the current frame's keys and values and return those in the layer's window."""
+
+    def read_before(self, layer: int) -> SeenFrames:
+        """Return the keys and values that the frame to come sees, itself not included."""
+
+    def advance(self) -> None:
+        """Close the current frame."""
 
 
 class FrameCache:
@@ -14,101 +53,133 @@ class FrameCache:
 
     Positions are part of the keys (rotary, absolute frame number), so sliding the window moves
     nothing and computes nothing. Frames behind the window stay until the ring overwrites them:
-    that is how far `rewind` reaches without computing anything.
+    that is how far `rewind_to` reaches without computing anything.
+
+    The first `sink` frames lie before the ring and never leave: every layer sees them beside its
+    window. Source: attention sinks, StreamingLLM, arXiv:2309.17453, section 3.2; unlike there, keys
+    keep the positions at which they were computed.
+
+    Forks share their memory until one of them writes. What is read may be a view of the cache; it
+    stays as it is until this very cache is written to again, whatever its forks do.
+
+    All sequences of the batch are equally long; see `worldgen.nn.pooled_cache` for others.
 
     Args:
+        config: What is kept of a sequence.
         batch: Sequences that advance together.
-        heads: Key-value heads of a layer.
-        tokens: Tokens of a step.
-        head_width: Channels of a head.
-        windows: For each layer, how many frames (the current one included) it looks at.
-        spare: Frames kept behind the longest window, so that they can be rewound.
-        dtype: Of the stored keys and values.
         device: Where the buffers live.
+
+    Raises:
+        ConfigError: If there is no sequence.
     """
 
     def __init__(
-        self,
-        *,
-        batch: int,
-        heads: int,
-        tokens: int,
-        head_width: int,
-        windows: tuple[int, ...],
-        spare: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, config: CacheConfig, *, batch: int = 1, device: torch.device | str = "cpu"
     ) -> None:
-        self.windows = windows
-        self.tokens = tokens
-        self.spare = spare
-        self.capacity = max(windows) + spare
+        if batch < 1:
+            raise ConfigError(f"a cache needs at least 1 sequence, got {batch}")
+        self.config = config
+        self.batch = batch
+        self.device = torch.device(device)
         self.num_frames = 0
         self._oldest = 0
-        shape = (len(windows), batch, heads, self.capacity * tokens, head_width)
-        self._key = torch.zeros(shape, dtype=dtype, device=device)
-        self._value = torch.zeros(shape, dtype=dtype, device=device)
+        num_tokens = (config.sink + config.capacity) * config.tokens
+        shape = (len(config.windows), batch, config.heads, num_tokens, config.head_width)
+        self._buffers = _Buffers(
+            VectorStore(shape, config, device), VectorStore(shape, config, device)
+        )
+        self._buffers.owners.add(self)
+
+    @staticmethod
+    def predicted_bytes(config: CacheConfig, *, batch: int = 1) -> int:
+        """Return the memory of a cache: frames kept, times the memory of one, times sequences."""
+        return batch * (config.sink + config.capacity) * config.bytes_per_frame
 
     @property
-    def batch(self) -> int:
-        """Sequences that advance together."""
-        return self._key.shape[1]
+    def windows(self) -> tuple[int, ...]:
+        """For each layer, how many frames (the current one included) it looks at."""
+        return self.config.windows
+
+    @property
+    def frame_numbers(self) -> Int[Tensor, " batch"]:
+        """Number of the frame that each sequence writes next."""
+        return torch.full((self.batch,), self.num_frames, device=self.device)
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the buffers; constant over time."""
-        return 2 * self._key.numel() * self._key.element_size()
+        """Memory of the buffers; constant over time, shared with forks until one writes."""
+        return self._buffers.key.num_bytes + self._buffers.value.num_bytes
 
     def write_and_read(
         self,
         layer: int,
         key: Float[Tensor, "batch head token width"],
         value: Float[Tensor, "batch head token width"],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> SeenFrames:
         """Store the current frame's keys and values and return those in the layer's window.
 
         The frames come back in the order of time, so results do not depend on where in the
         ring they lie. The pointer moves by `advance`, once all layers have written.
-        """
-        slot = self.num_frames % self.capacity * self.tokens
-        self._key[layer, :, :, slot : slot + self.tokens] = key
-        self._value[layer, :, :, slot : slot + self.tokens] = value
-        first = max(0, self.num_frames + 1 - self.windows[layer])
-        return (
-            self._frames(self._key[layer], first, self.num_frames),
-            self._frames(self._value[layer], first, self.num_frames),
-        )
 
-    def read_before(self, layer: int) -> tuple[Tensor, Tensor]:
+        Raises:
+            ConfigError: If the layer or a shape is not one that the cache was made for.
+        """
+        self.config.check(key, value, layer, self.batch)
+        self._own_buffers()
+        self._oldest = max(self._oldest, self.num_frames + 1 - self.config.capacity)
+        start, stop = self._spans(self.num_frames, self.num_frames + 1)[0]
+        for store, vectors in ((self._buffers.key, key), (self._buffers.value, value)):
+            for part, code in zip(store.parts, store.encode(vectors), strict=True):
+                part[layer, :, :, start:stop] = code
+        return self._read(layer, self.num_frames + 1)
+
+    def read_before(self, layer: int) -> SeenFrames:
         """Return the keys and values that the frame after the last one sees, itself not included.
 
-        In the order of time, `[batch, head, token, width]`; may share memory with the cache.
+        As of `write_and_read`; may share memory with the cache.
         """
+        return self._read(layer, self.num_frames)
+
+    def _read(self, layer: int, stop: int) -> SeenFrames:
         first = max(0, self.num_frames + 1 - self.windows[layer])
-        if first == self.num_frames:
-            nothing = self._key[layer, :, :, :0]
-            return nothing, nothing
-        return (
-            self._frames(self._key[layer], first, self.num_frames - 1),
-            self._frames(self._value[layer], first, self.num_frames - 1),
+        if first <= self.config.sink:
+            spans = self._spans(0, stop)
+        else:
+            spans = self._spans(0, self.config.sink) + self._spans(first, stop)
+        return SeenFrames(
+            _take(self._buffers.key, layer, spans), _take(self._buffers.value, layer, spans)
         )
 
-    def _frames(self, buffer: Tensor, first: int, last: int) -> Tensor:
-        start = first % self.capacity * self.tokens
-        stop = last % self.capacity * self.tokens + self.tokens
-        if start < stop:
-            return buffer[:, :, start:stop]
-        return torch.cat((buffer[:, :, start:], buffer[:, :, :stop]), dim=2)
+    def _spans(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """Return where the tokens of frames `first` to `stop - 1` lie, in the order of time."""
+        sink, tokens = self.config.sink, self.config.tokens
+        end = sink + self.config.capacity
+        spans = []
+        while first < stop:
+            slot = first if first < end else sink + (first - sink) % self.config.capacity
+            length = min(stop - first, end - slot)
+            spans.append((slot * tokens, (slot + length) * tokens))
+            first += length
+        return spans
+
+    def _own_buffers(self) -> None:
+        shared = self._buffers
+        if len(shared.owners) > 1:
+            # Copied before it is left: another thread that plays a fork must not write meanwhile.
+            self._buffers = _Buffers(shared.key.clone(), shared.value.clone())
+            self._buffers.owners.add(self)
+            shared.owners.discard(self)
 
     def advance(self) -> None:
         """Close the current frame."""
         self.num_frames += 1
-        self._oldest = max(self._oldest, self.num_frames - self.capacity)
 
     def can_rewind_to(self, num_frames: int) -> bool:
-        """Whether everything that frame `num_frames` will look at is still in the ring."""
-        first = max(0, num_frames + 1 - max(self.windows))
-        return 0 <= num_frames <= self.num_frames and first >= self._oldest
+        """Whether everything that frame `num_frames` will look at is still there."""
+        if not 0 <= num_frames <= self.num_frames:
+            return False
+        first = max(self.config.sink, num_frames + 1 - max(self.windows))
+        return num_frames <= self.config.sink or first >= self._oldest
 
     def rewind_to(self, num_frames: int) -> None:
         """Forget every frame from number `num_frames` on.
@@ -119,14 +190,41 @@ class FrameCache:
         if not self.can_rewind_to(num_frames):
             raise SessionLimitError(
                 f"cannot rewind from {self.num_frames} to {num_frames} frames: only "
-                f"{self.capacity} frames are kept; replay the log instead"
+                f"{self.config.capacity} frames are kept; replay the log instead"
             )
         self.num_frames = num_frames
+        if num_frames <= self.config.sink:
+            # Nothing is left in the ring that could be overwritten.
+            self._oldest = 0
 
     def fork(self) -> "FrameCache":
-        """Return an independent copy."""
+        """Return an independent cache; the memory is copied when one of the two is written to."""
         copy = object.__new__(FrameCache)
         copy.__dict__.update(self.__dict__)
-        copy._key = self._key.clone()
-        copy._value = self._value.clone()
+        copy._buffers.owners.add(copy)
         return copy
+
+
+class _Buffers:
+    """Keys and values `[layer, batch, head, slot and token, width]`, and the caches that use them.
+
+    Caches that are dropped leave by themselves.
+    """
+
+    def __init__(self, key: VectorStore, value: VectorStore) -> None:
+        self.key = key
+        self.value = value
+        self.owners: WeakSet[FrameCache] = WeakSet()
+
+
+def _take(store: VectorStore, layer: int, spans: list[tuple[int, int]]) -> Tensor:
+    if len(spans) == 1:
+        start, stop = spans[0]
+        return store.decode(tuple(part[layer, :, :, start:stop] for part in store.parts))
+    pieces = spans or [(0, 0)]
+    return store.decode(
+        tuple(
+            torch.cat([part[layer, :, :, start:stop] for start, stop in pieces], dim=2)
+            for part in store.parts
+        )
+    )
