@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from worldgen.checkpoint import file_hash, load_tensors, save_tensors, write_text
 from worldgen.config import build, to_mapping
 from worldgen.errors import CheckpointError, ConfigError, WorldgenError
-from worldgen.generation.decoding import make_decoder
+from worldgen.generation.decoding import Decoder, make_decoder
 from worldgen.generation.log import RolloutLog
 from worldgen.generation.sampling import SamplingConfig
 from worldgen.generation.session import Session, SessionParts, Start
@@ -138,8 +139,8 @@ class World:
         Args:
             seed: Decides every random draw.
             start: Index of a shipped start, or a start of your own.
-            decoder: Decoding order, for example `"whole_frame"` or `"strided:4"`; by default
-                the first one on the card.
+            decoder: As named by `make_decoder`, for example `"whole_frame"`, `"strided:4"` or
+                `"jacobi"`; by default the first one on the card.
             sampling: Temperature and nucleus; by default the card's.
 
         Raises:
@@ -156,8 +157,24 @@ class World:
             decoder or self.card.decoders[0],
             self.parts.model.layout,
             sampling or self.card.sampling,
+            self.parts.visual_tokenizer,
         )
+        self._warn_if_untrained(made)
         return Session(self.parts, start, seed=seed, decoder=made, start_index=index)
+
+    def _warn_if_untrained(self, decoder: Decoder) -> None:
+        trained = self.card.decoders
+        if decoder.order in trained or decoder.order in {
+            name.partition(":")[0] for name in trained if name.startswith("refine")
+        }:
+            return
+        # Python shows a warning once for each place that caused it.
+        warnings.warn(
+            f"world {self.name!r} was not trained for decoder {decoder.name!r}, only for "
+            f"{', '.join(trained)}: it works, but expect frames that are less sharp and follow "
+            "actions less well than with those",
+            stacklevel=3,
+        )
 
     def load_session(self, path: Path) -> Session:
         """Return the session that `Session.save` wrote, at its last frame.

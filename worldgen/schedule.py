@@ -96,6 +96,10 @@ def _strided(row: int, column: int, rows: int, columns: int, parameter: int) -> 
     return (row + column) % parameter
 
 
+def _outward(row: int, column: int, rows: int, columns: int, parameter: int) -> int:
+    return abs(row - rows // 2) + abs(column - columns // 2)
+
+
 def _whole_frame(row: int, column: int, rows: int, columns: int, parameter: int) -> int:
     return 0
 
@@ -106,6 +110,7 @@ _ORDERS: dict[str, tuple[Callable[[int, int, int, int, int], int], int | None]] 
     "diagonal": (_diagonal, 1),
     "rows": (_rows, None),
     "blocks": (_blocks, 2),
+    "outward": (_outward, None),
     "strided": (_strided, 4),
     "whole_frame": (_whole_frame, None),
 }
@@ -121,10 +126,12 @@ def make_schedule(name: str, rows: int, columns: int) -> DecodeSchedule:
 
     `raster` draws one cell at a time and is the oracle. `diagonal:lag` starts each row `lag`
     groups after the row above (lag = columns is raster); `rows` a row at a time; `blocks:side`
-    a square at a time; `strided:count` every count-th cell at a time; `whole_frame` all at once.
+    a square at a time; `outward` the cells at one Manhattan distance from the centre at a time, the
+    centre itself (on an even side the later of the two cells) first; `strided:count` every
+    count-th cell at a time; `whole_frame` all at once.
 
     Source: diagonal, MineWorld (arXiv:2503.14070) and ZipAR (arXiv:2412.04062); rows and blocks,
-        NBP (arXiv:2502.07737) and PAR (arXiv:2412.15119).
+        NBP (arXiv:2502.07737) and PAR (arXiv:2412.15119); outward, NAR (arXiv:2503.10696).
 
     Args:
         name: Order, with an optional positive number after a colon.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldgen.errors import ActionError, LogError, SessionLimitError
-from worldgen.generation.decoding import ScheduleDecoder, make_decoder
+from worldgen.generation.decoding import Decoder, make_decoder
 from worldgen.generation.log import RolloutLog, frame_digest
 from worldgen.generation.pixels import SessionPixels
 from worldgen.generation.random import frame_uniforms
@@ -84,7 +84,7 @@ class Session:
         start: Start,
         *,
         seed: int,
-        decoder: ScheduleDecoder,
+        decoder: Decoder,
         start_index: int | None = None,
     ) -> None:
         if not 0 <= seed < 2**63:
@@ -92,6 +92,8 @@ class Session:
         self.parts = parts
         self.seed = seed
         self.decoder = decoder
+        self.calls = 0
+        """Calls of the model, `predict` and `score`, that the grid drawn last took."""
         self.reset(start, start_index)
 
     def reset(self, start: Start, start_index: int | None = None) -> NDArray[np.uint8]:
@@ -233,6 +235,7 @@ class Session:
         draft = parts.model.observe(self._cache, _unpack(self._ids[-1])[None], action_ids[None])
         uniforms = frame_uniforms([self.seed], [number], parts.model.layout.num_cells)
         drawn = self.decoder.draw_frame(parts.model, draft, uniforms)
+        self.calls = draft.calls
         self._actions.append(_pack(action_ids))
         self._ids.append(_pack(drawn[0]))
 
@@ -363,7 +366,9 @@ class Session:
             action_ids=_action_rows(parts, log.context_actions, layout.frames_per_step),
         )
         _action_rows(parts, log.actions)
-        decoder = make_decoder(log.decoder, parts.model.layout, log.sampling)
+        decoder = make_decoder(
+            log.decoder, parts.model.layout, log.sampling, parts.visual_tokenizer
+        )
         return cls(parts, start, seed=log.seed, decoder=decoder, start_index=log.start)
 
     def replay(self, log: RolloutLog) -> Iterator[bool]:

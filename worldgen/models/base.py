@@ -22,6 +22,10 @@ class FrameDraft:
     and tells the model by `WorldModel.reveal`.
     """
 
+    previous_ids: Int[Tensor, "batch cell"]
+    """Of the frame before: what a decoder may take for a first guess."""
+    calls: int = 0
+    """How often the model was asked for cells of the frame, by `predict` or `score`."""
     pending: tuple[Tensor, Tensor] | None = None
     """Cells and ids revealed since the last prediction, which the model has not read yet."""
 

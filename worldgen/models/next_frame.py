@@ -249,7 +249,7 @@ class NextFrameTransformer(InterleavedTransformer):
         step = self.embedding(visual_ids[:, None], action_ids[:, None])[:, 0]
         stream = self.run_step(cache, step, self._sequence_rotary(cache.num_frames, 1))
         hidden = stream[:, self.layout.visual_slice]
-        return NextFrameDraft(hidden=hidden, logits=self.read(hidden))
+        return NextFrameDraft(previous_ids=visual_ids, hidden=hidden, logits=self.read(hidden))
 
     @torch.no_grad()
     def predict(
@@ -257,6 +257,7 @@ class NextFrameTransformer(InterleavedTransformer):
     ) -> Float[Tensor, "batch group codebook"]:
         """Return logits of `cells`, to be drawn at once, given the cells revealed so far."""
         assert isinstance(draft, NextFrameDraft)
+        draft.calls += 1
         if draft.pending is None and not draft.keys_values:
             return draft.logits[:, cells]
         query = self.within_frame.embed_query(draft.hidden[:, cells])
@@ -301,6 +302,7 @@ class NextFrameTransformer(InterleavedTransformer):
     ) -> Float[Tensor, "batch cell codebook"]:
         """Return logits of every cell given the ids of all cells of earlier groups, in one call."""
         assert isinstance(draft, NextFrameDraft)
+        draft.calls += 1
         groups = group_of_cell.to(self.device)
         logits = self.refine(draft.hidden, ids.to(self.device), *group_masks(groups))
         first = groups == groups.amin(dim=-1, keepdim=True)

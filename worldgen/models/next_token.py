@@ -219,6 +219,7 @@ class NextTokenTransformer(InterleavedTransformer):
         own = self._order.own[:tokens, :tokens].to(self.device)
         stream = self.run_step(cache, self.embedding(ids), self.rotary(places), own)
         return NextTokenDraft(
+            previous_ids=ids[:, : self.layout.num_cells],
             step=StepInTheMaking(self, cache, self.layout.num_cells),
             last=stream[:, -1],
             before=ids,
@@ -232,6 +233,7 @@ class NextTokenTransformer(InterleavedTransformer):
     ) -> Float[Tensor, "batch group codebook"]:
         """Return logits of `cells`, to be drawn at once, given the cells revealed so far."""
         assert isinstance(draft, NextTokenDraft)
+        draft.calls += 1
         order, wanted = self._order, cells.tolist()
         fresh: list[int] = []
         if draft.pending is not None:
@@ -279,6 +281,7 @@ class NextTokenTransformer(InterleavedTransformer):
     ) -> Float[Tensor, "batch cell codebook"]:
         """Return logits of every cell given the ids of all cells of earlier groups, in one call."""
         assert isinstance(draft, NextTokenDraft)
+        draft.calls += 1
         drawn, mask = group_of_cell.cpu(), self._order.group
         ids, cells = ids.to(self.device), range(self.layout.num_cells)
         usable = torch.zeros_like(drawn, dtype=torch.bool)

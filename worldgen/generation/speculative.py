@@ -1,0 +1,189 @@
+"""A small world model guesses the frame, the large one checks the guess."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from worldgen.errors import ConfigError
+from worldgen.generation.jacobi import settle
+from worldgen.generation.sampling import SamplingConfig
+from worldgen.generation.scheduled import Decoder
+from worldgen.layout import SequenceLayout
+from worldgen.models.base import FrameDraft, WorldModel
+from worldgen.nn.cache import FrameCache
+
+__all__ = ["SpeculativeDecoder", "WithDraftModel"]
+
+
+class PairedCache(FrameCache):
+    """The cache of a large model, with that of the small one beside it.
+
+    Args:
+        large: Taken over; used no more.
+        small: Goes wherever the large one goes.
+    """
+
+    def __init__(self, large: FrameCache, small: FrameCache) -> None:
+        self.__dict__.update(large.__dict__)
+        self.small = small
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the buffers of both."""
+        return super().num_bytes + self.small.num_bytes
+
+    def can_rewind_to(self, num_frames: int) -> bool:
+        """Whether both can."""
+        return super().can_rewind_to(num_frames) and self.small.can_rewind_to(num_frames)
+
+    def rewind_to(self, num_frames: int) -> None:
+        """Forget every frame from number `num_frames` on.
+
+        Raises:
+            SessionLimitError: If one of them has overwritten a frame that would be needed again.
+        """
+        if self.can_rewind_to(num_frames):
+            self.small.rewind_to(num_frames)
+        super().rewind_to(num_frames)
+
+    def fork(self) -> "PairedCache":
+        """Return an independent copy."""
+        return PairedCache(super().fork(), self.small.fork())
+
+
+@dataclass(kw_only=True)
+class PairedDraft(FrameDraft):
+    """The next frame as each of the two models knows it."""
+
+    large: FrameDraft
+    small: FrameDraft
+    """Its `calls` are those of the small model."""
+    guess: Int[Tensor, "batch cell"] | None = None
+    """What the small model drew; the share of it that is right is the rate of acceptance."""
+
+
+class WithDraftModel:
+    """A world model with a smaller one beside it, which sees the same steps.
+
+    It predicts what the large one predicts. Every decoder takes it; `SpeculativeDecoder` asks the
+    small one as well.
+
+    Args:
+        large: The one that counts.
+        small: Of the same tokenizers.
+
+    Raises:
+        ConfigError: If the two do not speak of the same tokens.
+    """
+
+    def __init__(self, large: WorldModel, small: WorldModel) -> None:
+        facts = {
+            "codebook size": (large.codebook_size, small.codebook_size),
+            **{
+                name.replace("_", " "): (getattr(large.layout, name), getattr(small.layout, name))
+                for name in ("rows", "columns", "num_action_tokens", "frames_per_step")
+            },
+        }
+        wrong = [f"{name} {a} against {b}" for name, (a, b) in facts.items() if a != b]
+        if wrong:
+            raise ConfigError(
+                f"a draft model needs the tokenizers of its model, got {', '.join(wrong)}"
+            )
+        self.large, self.small = large, small
+        self.layout: SequenceLayout = large.layout
+        self.codebook_size = large.codebook_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the large model computes."""
+        return self.large.device
+
+    def new_cache(self, batch: int, *, spare: int = 0) -> PairedCache:
+        """Return empty caches for `batch` sequences that advance together."""
+        return PairedCache(
+            self.large.new_cache(batch, spare=spare), self.small.new_cache(batch, spare=spare)
+        )
+
+    def observe(
+        self,
+        cache: FrameCache,
+        visual_ids: Int[Tensor, "batch cell"],
+        action_ids: Int[Tensor, "batch slot"],
+    ) -> PairedDraft:
+        """Commit one step to both caches; return the draft of the next frame."""
+        assert isinstance(cache, PairedCache)
+        large = self.large.observe(cache, visual_ids, action_ids)
+        small = self.small.observe(cache.small, visual_ids, action_ids)
+        return PairedDraft(previous_ids=large.previous_ids, large=large, small=small)
+
+    def predict(
+        self, draft: FrameDraft, cells: Int[Tensor, " group"]
+    ) -> Float[Tensor, "batch group codebook"]:
+        """Return the large model's logits; see `WorldModel.predict`."""
+        assert isinstance(draft, PairedDraft)
+        draft.calls += 1
+        return self.large.predict(draft.large, cells)
+
+    def reveal(
+        self, draft: FrameDraft, cells: Int[Tensor, " group"], ids: Int[Tensor, "batch group"]
+    ) -> None:
+        """Tell the large model the drawn ids of `cells`."""
+        assert isinstance(draft, PairedDraft)
+        self.large.reveal(draft.large, cells, ids)
+
+    def score(
+        self,
+        draft: FrameDraft,
+        ids: Int[Tensor, "batch cell"],
+        group_of_cell: Int[Tensor, "batch cell"],
+    ) -> Float[Tensor, "batch cell codebook"]:
+        """Return the large model's logits of every cell; see `WorldModel.score`."""
+        assert isinstance(draft, PairedDraft)
+        draft.calls += 1
+        return self.large.score(draft.large, ids, group_of_cell)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeculativeDecoder:
+    """Raster's ids of the large model: the guess is a frame that the small model drew.
+
+    Both draw with the same random numbers, so they agree wherever their distributions nearly do.
+
+    Source: speculative decoding (arXiv:2211.17192), with the random numbers held instead of the
+        distribution, see `settle`.
+    """
+
+    drafter: Decoder
+    """Draws the guess from the small model, by any order."""
+    sampling: SamplingConfig
+
+    @property
+    def name(self) -> str:
+        """`speculative:` and the name of the drafter."""
+        return f"speculative:{self.drafter.name}"
+
+    @property
+    def order(self) -> str:
+        """That of the ids."""
+        return "raster"
+
+    def draw_frame(
+        self,
+        model: WorldModel,
+        draft: FrameDraft,
+        uniforms: Float[Tensor, "batch cell"],
+    ) -> Int[Tensor, "batch cell"]:
+        """Return the ids of the frame; see `settle`.
+
+        Raises:
+            ConfigError: If the model has no draft model.
+        """
+        if not (isinstance(model, WithDraftModel) and isinstance(draft, PairedDraft)):
+            raise ConfigError(
+                f"decoder {self.name!r} needs a draft model beside the world's; make the model "
+                "WithDraftModel(large, small), or take 'jacobi', whose draft is the frame before"
+            )
+        draft.guess = self.drafter.draw_frame(model.small, draft.small, uniforms)
+        return settle(model, draft, draft.guess, uniforms, self.sampling)
