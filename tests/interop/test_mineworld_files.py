@@ -68,7 +68,11 @@ def recorded_start(case: Case, folder: Path) -> list[str | Path]:
     frames = case.inputs["reference_images_u8"].numpy()
     write_video(video, frames, 20.0, lossless=True)
     actions = json.loads((case.folder / "session.json").read_text())["reference_actions"]
-    lines.write_text("".join(json.dumps(action) + "\n" for action in actions))
+    # As JSON or as Python prints it: upstream's files have both.
+    written = [
+        json.dumps(action) if number % 2 else str(action) for number, action in enumerate(actions)
+    ]
+    lines.write_text("".join(line + "\n" for line in written))
     return ["--start", video, "--start-actions", lines]
 
 
@@ -114,7 +118,7 @@ def test_a_world_begins_and_goes_on_with_upstreams_tokens(case: Case, tmp_path: 
 @EVERY_CASE
 def test_pixels_are_upstreams_within_one_level(case: Case, tmp_path: Path) -> None:
     tokenizer = imported(case, tmp_path).tokenizer
-    for name in ("raster", "diag_w4"):
+    for name in ("raster", f"diag_w{case.config['diag_windowsize']}"):
         ids = case.outputs[f"{name}.frame_ids"].unflatten(1, (tokenizer.rows, -1))
         decoded = rearrange(tokenizer.decode(ids[:, None]), "t 1 rgb h w -> t h w rgb")
         # Upstream drops fractions, the library rounds.
@@ -355,12 +359,12 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "no start": (lambda folder: (folder / "first.mp4").unlink(), "no video at"),
     "no actions": (lambda folder: (folder / "first.jsonl").unlink(), "cannot read the actions in"),
     "a line that is no JSON": (
-        lambda folder: (folder / "first.jsonl").write_text("{'forward': 1}\n"),
+        lambda folder: (folder / "first.jsonl").write_text("{'forward': 1\n"),
         "first.jsonl, line 1: ",
     ),
     "a line that is no action": (
         lambda folder: (folder / "first.jsonl").write_text("[1]\n"),
-        "first.jsonl, line 1: an action is an object, got '[1]'",
+        "first.jsonl, line 1: an action is an object, got list",
     ),
     "an unknown key": (
         lambda folder: (folder / "first.jsonl").write_text('{"fly": 1}\n'),
@@ -400,7 +404,7 @@ def test_what_is_amiss_is_said_in_a_line_and_nothing_is_written(
 
 def small_case() -> Case:
     """Return the case that the messages above are about."""
-    (case,) = (each.values[0] for each in CASES if each.id == "session_4x6")
+    case = next(each.values[0] for each in CASES if each.id == "session_4x6")
     assert isinstance(case, Case)
     return case
 

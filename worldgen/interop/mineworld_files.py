@@ -1,6 +1,5 @@
 """MineWorld's files (YAML, checkpoints, recordings), read into what a world of ours is made of."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from worldgen.checkpoint import file_hash
+from worldgen.data.formats import MineWorldValidation
 from worldgen.data.media import IMAGE_SUFFIXES
 from worldgen.data.video import iterate_video
 from worldgen.errors import ActionError, CheckpointError, ConfigError, DataError
@@ -136,17 +136,19 @@ class ImportedMineWorld:
 
     def _actions(self, path: Path, longest: int) -> list[Any]:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as error:
+            lines = path.read_bytes().splitlines()
+        except OSError as error:
             raise DataError(f"cannot read the actions in {path} ({error})") from error
+        # As in upstream's validation clips: JSON, or a dictionary as Python prints it.
+        read_line = MineWorldValidation(path).read_line
         actions = []
         for number, line in enumerate(lines[:longest], start=1):
             try:
-                written = json.loads(line)
+                written = read_line(line)
                 if not isinstance(written, dict):
-                    raise DataError(f"an action is an object, got {line[:40]!r}")
+                    raise DataError(f"an action is an object, got {type(written).__name__}")
                 actions.append(to_schema_action(written, self.schema))
-            except (ValueError, ActionError, RecursionError) as error:
+            except (ActionError, DataError) as error:
                 raise DataError(f"{path}, line {number}: {error}") from error
         return actions
 
