@@ -280,3 +280,35 @@ def test_the_tokenizer_and_tables_beside_the_transformer_are_left() -> None:
     tensors["transformer.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     model = import_mineworld_transformer(tensors, config_of(reference.config))
     assert torch.equal(model.embedding.weight, tensors["transformer.model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    ("width", "feed_forward", "heads", "positions", "millions"),
+    [
+        (1024, 4096, 16, 5552, 321.0),
+        (2048, 4096, 32, 11104, 726.0),
+        (2048, 8192, 32, 5552, 1229.3),
+    ],
+    ids=["300M_16f", "700M_32f", "1200M_16f"],
+)
+def test_published_sizes(
+    width: int, feed_forward: int, heads: int, positions: int, millions: float
+) -> None:
+    tree = copy.deepcopy(TREE)
+    tree["params"]["transformer_config"]["params"] |= {
+        "hidden_size": width,
+        "intermediate_size": feed_forward,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 20,
+        "max_position_embeddings": positions,
+        "vocab_size": 8262,
+    }
+    config = mineworld_config(tree, rows=14, columns=24, codebook_size=8192)
+    assert config.windows == (positions // 347,) * 20
+    assert config.action_vocabulary_size == 70
+    with torch.device("meta"):
+        model = NextTokenTransformer(config)
+    # Upstream's stand-ins have no weights.
+    total = sum(weights.numel() for weights in model.parameters()) - model.stand_in.numel()
+    assert round(total / 1e6, 1) == millions
