@@ -6,7 +6,13 @@ import av
 import numpy as np
 import pytest
 
-from worldgen.data.video import VideoWriter, read_video, write_video
+from worldgen.data.video import (
+    VideoWriter,
+    iterate_timed_video,
+    num_declared_frames,
+    read_video,
+    write_video,
+)
 from worldgen.errors import DataError
 
 
@@ -71,3 +77,36 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("not a video")
     with pytest.raises(DataError, match=r"text\.mp4 is damaged or not a video"):
         read_video(tmp_path / "text.mp4")
+
+
+@pytest.mark.parametrize("function", [read_video, num_declared_frames])
+def test_a_codec_that_nobody_knows_is_a_clear_message(tmp_path: Path, function: object) -> None:
+    path = tmp_path / "noise.mp4"
+    write_video(path, _noise(3), 10.0, lossless=True)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    assert callable(function)
+    with pytest.raises(DataError, match="in a codec unknown here"):
+        function(path)
+
+
+def test_names_in_strange_bytes_do_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "noise.mp4"
+    write_video(path, _noise(3), 10.0, lossless=True)
+    content = path.read_bytes()
+    assert b"VideoHandler" in content
+    path.write_bytes(content.replace(b"VideoHandler", b"\xceideoHandler"))
+    assert np.array_equal(read_video(path), _noise(3))
+    assert num_declared_frames(path) == 3
+
+
+def test_frames_come_with_their_times_from_the_key_frame_before_a_start(tmp_path: Path) -> None:
+    frames = _noise(70)
+    write_video(tmp_path / "noise.mp4", frames, 20.0, lossless=True)
+    timed = list(iterate_timed_video(tmp_path / "noise.mp4", start=2.0))
+    times = [time for time, _ in timed]
+    assert 0 < times[0] <= 2.0
+    assert np.allclose(times, times[0] + np.arange(len(timed)) / 20)
+    first = round(times[0] * 20)
+    assert np.array_equal(np.stack([frame for _, frame in timed]), frames[first:])
+    whole = [time for time, _ in iterate_timed_video(tmp_path / "noise.mp4")]
+    assert np.allclose(whole, np.arange(70) / 20)

@@ -21,6 +21,7 @@ __all__ = [
     "iterate_video",
     "num_declared_frames",
     "read_video",
+    "video_stream",
     "write_video",
 ]
 
@@ -178,8 +179,8 @@ def iterate_timed_video(
         raise DataError(f"no video at {path}; check the path")
     packets, frames = 0, 0
     try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
+        with av.open(str(path), metadata_errors="replace") as container:
+            stream = video_stream(container, path)
             stream.codec_context.thread_count = 1
             if start > 0.0:
                 container.seek(int(start / (stream.time_base or Fraction(1))), stream=stream)
@@ -222,10 +223,24 @@ def num_declared_frames(path: Path) -> int:
     if not path.is_file():
         raise DataError(f"no video at {path}; check the path")
     try:
-        with av.open(str(path)) as container:
-            return _declared_frames(container, container.streams.video[0])
+        with av.open(str(path), metadata_errors="replace") as container:
+            return _declared_frames(container, video_stream(container, path))
     except (av.FFmpegError, IndexError) as error:
         raise DataError(f"{path} is damaged or not a video ({error}); record it again") from error
+
+
+def video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """Return the first video in an open file.
+
+    Raises:
+        DataError: If it was encoded by something unknown here.
+        IndexError: If there is none.
+    """
+    stream = container.streams.video[0]
+    codec: object = stream.codec_context
+    if codec is None:
+        raise DataError(f"{path} is damaged, or in a codec unknown here; copy it again")
+    return stream
 
 
 def _declared_frames(container: InputContainer, stream: VideoStream) -> int:

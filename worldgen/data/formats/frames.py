@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from worldgen.data.formats.base import Reading
-from worldgen.data.video import iterate_timed_video, num_declared_frames
+from worldgen.data.video import iterate_timed_video, num_declared_frames, video_stream
 from worldgen.errors import DataError
 
 __all__ = ["VideoFacts", "resize", "timed_frames", "video_facts"]
@@ -50,8 +50,8 @@ def video_facts(path: Path, *, count: bool = True) -> VideoFacts:
     """
     declared = num_declared_frames(path)
     try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
+        with av.open(str(path), metadata_errors="replace") as container:
+            stream = video_stream(container, path)
             frames = declared
             if count:
                 frames = sum(packet.size > 0 for packet in container.demux(stream))
