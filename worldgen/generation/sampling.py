@@ -23,7 +23,16 @@ class SamplingConfig:
     all."""
     top_p: float = 1.0
     """Keep the smallest set of ids whose probability, after the temperature and among those that
-    `top_k` leaves, reaches this."""
+    `top_k` leaves, reaches this; where `min_p` is given too, both must keep an id."""
+    min_p: float = 0.0
+    """Keep ids that are at least this times as likely as the most likely one, after the
+    temperature."""
+    guidance: float = 0.0
+    """How far logits are led away from those under no action; 0 asks the model once, anything else
+    asks it about both in one batch."""
+    last_temperature: float | None = None
+    """Temperature of the last cell in raster numbering; those before go there evenly from
+    `temperature`. None: all cells have the same."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < math.inf:
@@ -32,6 +41,16 @@ class SamplingConfig:
             raise ConfigError(f"top_k must be at least 1 or none, got {self.top_k}")
         if not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ConfigError(f"min_p must be 0 to 1, got {self.min_p}")
+        if not 0.0 <= self.guidance < math.inf:
+            raise ConfigError(f"guidance must be 0 or more and finite, got {self.guidance}")
+        last = self.last_temperature
+        if last is not None and not (0.0 < last < math.inf and self.temperature > 0.0):
+            raise ConfigError(
+                f"last_temperature needs it and temperature above 0 and finite, got {last} and "
+                f"{self.temperature}"
+            )
 
 
 def draw(
@@ -71,6 +90,10 @@ def distribution(
     # Differences to the largest stay in range at every temperature; the logits might not.
     below = logits.double() - logits.amax(dim=-1, keepdim=True).double()
     probabilities = (below / config.temperature).softmax(dim=-1)
+    if config.min_p > 0.0:
+        # Source: arXiv:2407.01082, section 3.
+        least = config.min_p * probabilities.amax(dim=-1, keepdim=True)
+        probabilities = probabilities.where(probabilities >= least, 0.0)
     return _nucleus(probabilities, config.top_p) if config.top_p < 1.0 else probabilities
 
 
