@@ -43,6 +43,11 @@ def test_strided_groups_never_hold_neighbours() -> None:
     assert (group[:, 1:] != group[:, :-1]).all()
 
 
+def test_outward_begins_in_the_centre_and_goes_by_manhattan_distance() -> None:
+    assert make_schedule("outward", 3, 3).groups == ((4,), (1, 3, 5, 7), (0, 2, 6, 8))
+    assert make_schedule("outward", 2, 4).groups == ((6,), (2, 5, 7), (1, 3, 4), (0,))
+
+
 def test_visible_cells_are_those_of_earlier_groups() -> None:
     visible = make_schedule("rows", 2, 2).visible()
     expected = [[False] * 4] * 2 + [[True, True, False, False]] * 2

@@ -26,7 +26,7 @@ WARM = 3.0
 EXACT = ["jacobi", "jacobi:1", "jacobi:7", "speculative", "speculative:whole_frame"]
 
 
-def make_model(kind: str, *, side: int = 5, codes: int = 20, seed: int = 0) -> WorldModel:
+def make_model(kind: str, *, side: int = 4, codes: int = 20, seed: int = 0) -> WorldModel:
     """Return a model whose cells depend on each other strongly, as those of a trained one do."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -59,7 +59,7 @@ def make_model(kind: str, *, side: int = 5, codes: int = 20, seed: int = 0) -> W
 
 
 def play(
-    model: WorldModel, decoder: Decoder, *, batch: int = 3, frames: int = 6
+    model: WorldModel, decoder: Decoder, *, batch: int = 3, frames: int = 4
 ) -> tuple[Tensor, list[int]]:
     """Return the ids of a rollout, `[frame, batch, cell]`, and the calls that each frame took."""
     generator = torch.Generator().manual_seed(1)
@@ -82,12 +82,12 @@ def test_exact_decoders_draw_the_very_ids_of_raster(kind: str, sampling: Samplin
     large = make_model(kind)
     model = WithDraftModel(large, make_model("next_frame", seed=1))
     expected, calls = play(large, make_decoder("raster", large.layout, sampling))
-    assert calls == [25] * 6
+    assert calls == [16] * 4
     assert len(expected.unique()) > 5
     for name in EXACT:
         ids, calls = play(model, make_decoder(name, large.layout, sampling))
         assert torch.equal(ids, expected), name
-        assert max(calls) <= 25
+        assert max(calls) <= 16
 
 
 def test_a_window_of_one_cell_takes_rasters_calls_and_a_wide_one_fewer() -> None:
@@ -96,16 +96,16 @@ def test_a_window_of_one_cell_takes_rasters_calls_and_a_wide_one_fewer() -> None
     narrow = play(model, JacobiDecoder(sampling=sampling, window=1))[1]
     middle = play(model, JacobiDecoder(sampling=sampling, window=7))[1]
     wide = play(model, JacobiDecoder(sampling=sampling))[1]
-    assert narrow == [25] * 6
-    assert all(4 <= calls < 25 for calls in middle)
+    assert narrow == [16] * 4
+    assert all(3 <= calls < 16 for calls in middle)
     assert sum(wide) <= sum(middle)
 
 
 def test_a_right_guess_needs_one_call() -> None:
     model = make_model("next_token")
     sampling = SamplingConfig()
-    ids = torch.randint(0, 20, (1, 25))
-    uniforms = frame_uniforms([0], [0], 25)
+    ids = torch.randint(0, 20, (1, 16))
+    uniforms = frame_uniforms([0], [0], 16)
 
     def draft() -> PairedDraft:
         both = WithDraftModel(model, model)
@@ -115,7 +115,7 @@ def test_a_right_guess_needs_one_call() -> None:
     drawn = make_decoder("raster", model.layout, sampling).draw_frame(model, first.large, uniforms)
     decoder = make_decoder("speculative", model.layout, sampling)
     assert torch.equal(decoder.draw_frame(WithDraftModel(model, model), second, uniforms), drawn)
-    assert (second.calls, second.small.calls) == (1, 25)
+    assert (second.calls, second.small.calls) == (1, 16)
     assert second.guess is not None
     assert torch.equal(second.guess, drawn)
 
@@ -161,13 +161,13 @@ def test_on_shipped_worlds_jacobi_draws_rasters_ids_in_a_third_of_the_calls(
     sessions = [world.session(seed=3, decoder=n, sampling=sampling) for n in ("raster", "jacobi")]
     named = list(world.action_tokenizer.schema.named)
     calls = 0
-    for number in range(6):
+    for number in range(4):
         for session in sessions:
             session.step(named[number % len(named)])
         assert sessions[0].ids.tolist() == sessions[1].ids.tolist()
         assert sessions[0].calls == 64
         calls += sessions[1].calls
-    assert calls * 3 <= 64 * 6
+    assert calls * 3 <= 64 * 4
 
 
 def test_a_draft_model_goes_wherever_a_session_goes() -> None:
@@ -175,11 +175,11 @@ def test_a_draft_model_goes_wherever_a_session_goes() -> None:
     decoder = make_decoder("speculative:rows", model.layout, SamplingConfig())
     actions = torch.tensor([[0, 3]])
     cache = model.new_cache(1, spare=4)
-    frames = [torch.randint(0, 20, (1, 25))]
+    frames = [torch.randint(0, 20, (1, 16))]
 
     def step() -> tuple[Tensor, Tensor]:
         draft = model.observe(cache, frames[-1], actions)
-        uniforms = frame_uniforms([2], [len(frames)], 25)
+        uniforms = frame_uniforms([2], [len(frames)], 16)
         ids = decoder.draw_frame(model, draft, uniforms)
         assert draft.guess is not None
         frames.append(ids)
@@ -201,8 +201,8 @@ def test_a_draft_model_goes_wherever_a_session_goes() -> None:
 
 
 def test_a_draft_model_of_other_tokens_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"codebook size 20 against 9.*rows 5 against 4"):
-        WithDraftModel(make_model("next_token"), make_model("next_frame", side=4, codes=9))
+    with pytest.raises(ConfigError, match=r"codebook size 20 against 9.*rows 4 against 3"):
+        WithDraftModel(make_model("next_token"), make_model("next_frame", side=3, codes=9))
 
 
 def test_speculative_decoding_without_a_draft_model_says_what_is_missing() -> None:

@@ -49,13 +49,13 @@ def test_refinement_equals_its_own_recomputation_without_a_cache() -> None:
     model = make_model("next_frame")
     assert isinstance(model, NextFrameTransformer)
     generator = torch.Generator().manual_seed(2)
-    frames = torch.randint(0, 20, (2, 3, 25), generator=generator)
+    frames = torch.randint(0, 20, (2, 3, 16), generator=generator)
     actions = torch.randint(0, 6, (2, 3, 2), generator=generator)
     decoder = make_decoder("refine:5:0.5", model.layout, SamplingConfig())
     cache = model.new_cache(2)
     for number in range(3):
         draft = model.observe(cache, frames[:, number], actions[:, number])
-        uniforms = frame_uniforms([4, 5], [number, number], 25)
+        uniforms = frame_uniforms([4, 5], [number, number], 16)
         drawn = decoder.draw_frame(model, draft, uniforms)
         assert draft.calls == 5
         for row in range(2):
@@ -73,7 +73,7 @@ def test_one_round_is_the_whole_frame_and_many_are_not(kind: str, sampling: Samp
     )
     assert torch.equal(whole[0], one[0])
     assert not torch.equal(whole[0], four[0])
-    assert four[1] == [4] * 6
+    assert four[1] == [4] * 4
 
 
 @pytest.mark.parametrize("kind", ["next_frame", "next_token"])
@@ -81,9 +81,9 @@ def test_frames_of_a_batch_settle_their_cells_on_their_own(kind: str) -> None:
     model = make_model(kind)
     decoder = make_decoder("refine:6", model.layout, SamplingConfig())
     generator = torch.Generator().manual_seed(3)
-    frames = torch.randint(0, 20, (3, 25), generator=generator)
+    frames = torch.randint(0, 20, (3, 16), generator=generator)
     actions = torch.randint(0, 6, (3, 2), generator=generator)
-    uniforms = frame_uniforms([0, 1, 2], [5, 5, 5], 25)
+    uniforms = frame_uniforms([0, 1, 2], [5, 5, 5], 16)
 
     def drawn(rows: slice) -> Tensor:
         number = len(frames[rows])

@@ -18,25 +18,31 @@ __all__ = ["SpeculativeDecoder", "WithDraftModel"]
 
 
 class PairedCache(FrameCache):
-    """The cache of a large model, with that of the small one beside it.
+    """The caches of a large model and of a small one, as one.
+
+    Models write to the two; to all others it is a cache that forks and rewinds.
 
     Args:
-        large: Taken over; used no more.
-        small: Goes wherever the large one goes.
+        large: Of the large model.
+        small: As long as the large one.
     """
 
     def __init__(self, large: FrameCache, small: FrameCache) -> None:
-        self.__dict__.update(large.__dict__)
+        self.large = large
         self.small = small
+        self.config = large.config
+        self.batch = large.batch
+        self.device = large.device
+        self.num_frames = large.num_frames
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the buffers of both."""
-        return super().num_bytes + self.small.num_bytes
+        """Memory of both."""
+        return self.large.num_bytes + self.small.num_bytes
 
     def can_rewind_to(self, num_frames: int) -> bool:
         """Whether both can."""
-        return super().can_rewind_to(num_frames) and self.small.can_rewind_to(num_frames)
+        return self.large.can_rewind_to(num_frames) and self.small.can_rewind_to(num_frames)
 
     def rewind_to(self, num_frames: int) -> None:
         """Forget every frame from number `num_frames` on.
@@ -44,13 +50,14 @@ class PairedCache(FrameCache):
         Raises:
             SessionLimitError: If one of them has overwritten a frame that would be needed again.
         """
-        if self.can_rewind_to(num_frames):
-            self.small.rewind_to(num_frames)
-        super().rewind_to(num_frames)
+        # One that cannot refuses before the other has moved.
+        for cache in sorted((self.large, self.small), key=lambda c: c.can_rewind_to(num_frames)):
+            cache.rewind_to(num_frames)
+        self.num_frames = num_frames
 
     def fork(self) -> "PairedCache":
-        """Return an independent copy."""
-        return PairedCache(super().fork(), self.small.fork())
+        """Return an independent pair."""
+        return PairedCache(self.large.fork(), self.small.fork())
 
 
 @dataclass(kw_only=True)
@@ -114,8 +121,9 @@ class WithDraftModel:
     ) -> PairedDraft:
         """Commit one step to both caches; return the draft of the next frame."""
         assert isinstance(cache, PairedCache)
-        large = self.large.observe(cache, visual_ids, action_ids)
+        large = self.large.observe(cache.large, visual_ids, action_ids)
         small = self.small.observe(cache.small, visual_ids, action_ids)
+        cache.num_frames = cache.large.num_frames
         return PairedDraft(previous_ids=large.previous_ids, large=large, small=small)
 
     def predict(
