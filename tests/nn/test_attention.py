@@ -1,27 +1,15 @@
 """Every way of attending equals the dense masked softmax written out."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.nn.dense_attention import clip_mask, dense, masks, parts
 from worldgen.nn.attention import attend, frame_causal_attention
-
-
-def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    group = query.shape[1] // key.shape[1]
-    key, value = (part.repeat_interleave(group, dim=1) for part in (key, value))
-    scores = torch.einsum("bhqd,bhkd->bhqk", query, key) / query.shape[-1] ** 0.5
-    if mask is not None:
-        allowed = mask if mask.ndim == 2 else mask[:, None]
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    return torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), value)
-
-
-def parts(heads: int, kv_heads: int, queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    sizes = ((heads, queries), (kv_heads, keys), (kv_heads, keys))
-    query, key, value = (torch.randn(2, h, n, 8, generator=generator) for h, n in sizes)
-    return query, key, value
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
@@ -45,11 +33,50 @@ def test_bfloat16_on_cpu_equals_dense_to_its_precision(masked: bool) -> None:
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 9])
-def test_frame_causal_attention_equals_a_dense_block_mask(window: int) -> None:
+@pytest.mark.parametrize("sink", [0, 1, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_frame_causal_attention_equals_a_dense_block_mask(
+    window: int, sink: int, masked: bool
+) -> None:
     frames, tokens = 5, 3
     query, key, value = parts(4, 2, frames * tokens, frames * tokens)
-    frame = torch.arange(frames * tokens) // tokens
-    age = frame[:, None] - frame[None, :]
-    mask = (age >= 0) & (age < window)
-    result = frame_causal_attention(query, key, value, frames, window)
+    own, remembered = masks(tokens) if masked else (None, None)
+    mask = clip_mask(frames, tokens, window, sink, own, remembered)
+    result = frame_causal_attention(query, key, value, frames, window, own, remembered, sink)
     assert torch.allclose(result, dense(query, key, value, mask), atol=1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that is made meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.size = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for made in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(made, Tensor):
+                self.size = max(self.size, made.untyped_storage().nbytes() // 4)
+        return result
+
+
+@pytest.mark.slow
+def test_keys_and_values_are_not_repeated_for_their_group_of_queries() -> None:
+    # No tensor that is ever made is larger than the keys of their own two heads.
+    query, key, value = parts(16, 2, 3, 100, width=64)
+    mask = torch.rand(2, 3, 100) > 0.4
+
+    for each in (None, mask):
+        with Largest() as largest:
+            attend(query, key, value, each)
+        assert 0 < largest.size <= key.numel()
+    with Largest() as largest:
+        dense(query, key, value, None)
+    assert largest.size == 16 // 2 * key.numel()

@@ -2,21 +2,30 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from worldgen.errors import SessionLimitError
+from worldgen.errors import ConfigError, SessionLimitError
+from worldgen.nn.attention import attend, frame_causal_attention
 from worldgen.nn.cache import FrameCache
-from worldgen.nn.cache_storage import CacheConfig
+from worldgen.nn.cache_storage import CacheConfig, CacheStorage
 
 
-def cache(spare: int = 0) -> FrameCache:
-    return FrameCache(CacheConfig(heads=1, tokens=2, head_width=1, windows=(1, 3), spare=spare))
+def cache(spare: int = 0, sink: int = 0) -> FrameCache:
+    return FrameCache(
+        CacheConfig(heads=1, tokens=2, head_width=1, windows=(1, 3), spare=spare, sink=sink)
+    )
 
 
 def write(ring: FrameCache, value: float) -> list[list[float]]:
     frame = torch.full((1, 1, 2, 1), value)
-    seen = [ring.write_and_read(layer, frame, frame)[0].flatten().tolist() for layer in (0, 1)]
+    seen = [ring.write_and_read(layer, frame, frame).keys.flatten().tolist() for layer in (0, 1)]
     ring.advance()
     return seen
+
+
+def twice(*values: float) -> list[float]:
+    """Return the tokens of frames whose two tokens hold one value."""
+    return [value for value in values for _ in range(2)]
 
 
 def test_each_layer_sees_its_own_window_in_the_order_of_time() -> None:
@@ -24,8 +33,7 @@ def test_each_layer_sees_its_own_window_in_the_order_of_time() -> None:
     seen = [write(ring, float(number)) for number in range(8)]
     assert seen[0] == [[0, 0], [0, 0]]
     for number in range(2, 8):
-        window = [float(n) for n in (number - 2, number - 1, number) for _ in range(2)]
-        assert seen[number] == [[float(number)] * 2, window]
+        assert seen[number] == [twice(number), twice(number - 2, number - 1, number)]
 
 
 def test_rewinding_within_the_spare_frames_forgets_what_came_later() -> None:
@@ -55,6 +63,24 @@ def test_repeated_rewinding_cannot_reach_overwritten_frames() -> None:
     assert not ring.can_rewind_to(5)
 
 
+def test_a_frame_that_was_never_closed_has_overwritten_the_oldest_all_the_same() -> None:
+    ring = cache(spare=3)
+    for number in range(10):
+        write(ring, float(number))
+    frame = torch.zeros(1, 1, 2, 1)
+    ring.write_and_read(1, frame, frame)
+    assert not ring.can_rewind_to(6)
+    assert ring.can_rewind_to(7)
+
+
+# Forks
+
+
+def places(*rings: FrameCache) -> set[int]:
+    """Return where the memory of some caches lies."""
+    return {part.data_ptr() for ring in rings for part in ring._buffers.key.parts}
+
+
 def test_a_fork_is_independent() -> None:
     ring = cache(spare=2)
     for number in range(4):
@@ -65,9 +91,333 @@ def test_a_fork_is_independent() -> None:
     assert write(ring, 51.0)[1] == [3, 3, 50, 50, 51, 51]
 
 
-def test_memory_does_not_grow() -> None:
-    ring = cache(spare=3)
-    before = ring.num_bytes
-    for number in range(50):
+def test_ten_forks_of_which_one_is_played_cost_one_copy() -> None:
+    ring = cache(spare=2)
+    for number in range(4):
         write(ring, float(number))
-    assert ring.num_bytes == before == 2 * 2 * 6 * 2 * 4
+    forks = [ring.fork() for _ in range(10)]
+    assert len(places(ring, *forks)) == 1
+    for number in range(10, 15):
+        write(forks[3], float(number))
+    assert len(places(ring, *forks)) == 2
+    assert places(ring) == places(forks[0])
+
+
+def test_forks_that_are_dropped_cost_nothing() -> None:
+    ring = cache(spare=2)
+    write(ring, 0.0)
+    before = places(ring)
+    for number in range(5):
+        fork = ring.fork()
+        fork.fork()
+        del fork
+        write(ring, float(number))
+    assert places(ring) == before
+
+
+def test_the_last_one_left_keeps_the_memory() -> None:
+    ring = cache(spare=2)
+    write(ring, 0.0)
+    fork, before = ring.fork(), places(ring)
+    write(ring, 1.0)
+    assert places(ring) != before
+    write(fork, 2.0)
+    assert places(fork) == before
+
+
+def test_forks_of_forks_go_their_own_ways_and_come_back() -> None:
+    ring = cache(spare=4)
+    for number in range(6):
+        write(ring, float(number))
+    child = ring.fork()
+    grandchild = child.fork()
+    child.rewind_to(4)
+    assert write(child, 40.0)[1] == twice(2, 3, 40)
+    great = grandchild.fork()
+    assert write(grandchild, 60.0)[1] == twice(4, 5, 60)
+    assert write(great, 61.0)[1] == twice(4, 5, 61)
+    assert write(ring, 62.0)[1] == twice(4, 5, 62)
+    ring.rewind_to(5)
+    grandchild.rewind_to(6)
+    assert write(ring, 52.0)[1] == twice(3, 4, 52)
+    assert write(grandchild, 63.0)[1] == twice(4, 5, 63)
+    assert write(child, 50.0)[1] == twice(3, 40, 50)
+
+
+@pytest.mark.parametrize("writer", ["original", "fork", "sibling"])
+def test_a_view_that_is_in_use_is_not_written_to_by_anyone_else(writer: str) -> None:
+    ring = cache()
+    for number in range(7):
+        write(ring, float(number))
+    rings = {"original": ring, "fork": ring.fork(), "sibling": ring.fork()}
+    views = {name: each.read_before(1) for name, each in rings.items() if name != writer}
+    for number in range(70, 77):
+        write(rings[writer], float(number))
+    for seen in views.values():
+        assert seen.keys.flatten().tolist() == seen.values.flatten().tolist() == twice(5, 6)
+
+
+def test_what_was_read_before_a_frame_survives_its_being_written() -> None:
+    # A frame in the making reads the frames before it, also while it is written.
+    ring = cache()
+    for number in range(7):
+        write(ring, float(number))
+        seen = ring.read_before(1)
+        kept = seen.keys.clone()
+        frame = torch.full((1, 1, 2, 1), -1.0)
+        ring.write_and_read(1, frame, frame)
+        assert torch.equal(seen.keys, kept)
+
+
+# The first frames
+
+
+def test_the_first_frames_stay_in_sight() -> None:
+    ring = cache(sink=2)
+    seen = [write(ring, float(number))[1] for number in range(12)]
+    for number in range(5):
+        assert seen[number] == twice(*range(max(0, number - 4), number + 1))
+    for number in range(5, 12):
+        assert seen[number] == twice(0, 1, number - 2, number - 1, number)
+    assert ring.read_before(1).keys.flatten().tolist() == twice(0, 1, 10, 11)
+    assert ring.read_before(0).keys.flatten().tolist() == twice(0, 1)
+
+
+def test_rewinding_into_the_first_frames_needs_nothing_of_the_ring() -> None:
+    ring = cache(spare=1, sink=3)
+    for number in range(20):
+        write(ring, float(number))
+    assert [target for target in range(21) if ring.can_rewind_to(target)] == [
+        0,
+        1,
+        2,
+        3,
+        18,
+        19,
+        20,
+    ]
+    fork = ring.fork()
+    ring.rewind_to(18)
+    assert write(ring, 180.0)[1] == twice(0, 1, 2, 16, 17, 180)
+    ring.rewind_to(2)
+    for number in range(20, 25):
+        seen = write(ring, float(number))[1]
+    # Frames 0 to 6 are 0, 1, 20 ... 24.
+    assert seen == twice(0, 1, 20, 22, 23, 24)
+    assert [target for target in range(8) if ring.can_rewind_to(target)] == list(range(8))
+    ring.rewind_to(5)
+    assert write(ring, 50.0)[1] == twice(0, 1, 20, 21, 22, 50)
+    assert write(fork, 200.0)[1] == twice(0, 1, 2, 18, 19, 200)
+
+
+@pytest.mark.parametrize("sink", [0, 1, 3])
+@pytest.mark.parametrize("own_mask", [False, True])
+def test_a_transformer_on_its_cache_equals_a_dense_mask_over_the_clip(
+    sink: int, own_mask: bool
+) -> None:
+    windows, frames, tokens, width = (1, 4, 2), 11, 3, 8
+    layers = torch.randn(3, 4, width, 4 * width, generator=torch.Generator().manual_seed(0)) / 3
+    clip = torch.randn(2, frames * tokens, width, generator=torch.Generator().manual_seed(1))
+    own = torch.ones(tokens, tokens, dtype=torch.bool).tril() if own_mask else None
+
+    def heads(stream: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        # Four heads of queries on two of keys and values.
+        projected = (stream @ layers[layer, 0]).unflatten(-1, (8, -1)).transpose(1, 2)
+        query, key, value = projected.split((4, 2, 2), dim=1)
+        return query, key, value
+
+    def merge(mixed: Tensor, layer: int) -> Tensor:
+        return (mixed.transpose(1, 2).flatten(2) @ layers[layer, 1].t()[:16, :]).tanh()
+
+    frame = torch.arange(frames * tokens) // tokens
+    token = torch.arange(frames * tokens) % tokens
+    age = frame[:, None] - frame[None]
+    dense, clipwise = clip, clip
+    for layer, window in enumerate(windows):
+        mask = (age >= 0) & ((age < window) | (frame[None] < sink))
+        if own is not None:
+            mask &= (age > 0) | own[token[:, None], token[None]]
+        dense = dense + merge(attend(*heads(dense, layer), mask), layer)
+        mixed = frame_causal_attention(
+            *heads(clipwise, layer), num_frames=frames, window=window, own=own, sink=sink
+        )
+        clipwise = clipwise + merge(mixed, layer)
+    assert torch.allclose(clipwise, dense, atol=1e-5)
+
+    ring = FrameCache(
+        CacheConfig(heads=2, tokens=tokens, head_width=4, windows=windows, spare=2, sink=sink),
+        batch=2,
+    )
+    outputs: list[Tensor] = []
+    # The last frames once more, after going back; and by a fork.
+    for number in [*range(frames), -2, *range(frames - 2, frames)]:
+        if number < 0:
+            ring = ring.fork()
+            ring.rewind_to(frames + number)
+            continue
+        stream = clip[:, number * tokens : (number + 1) * tokens]
+        for layer in range(3):
+            query, key, value = heads(stream, layer)
+            seen = ring.write_and_read(layer, key, value)
+            seen_now: Tensor | None = None
+            if own is not None:
+                past = own.new_ones(tokens, seen.keys.shape[2] - tokens)
+                seen_now = torch.cat((past, own), dim=1)
+            stream = stream + merge(attend(query, seen.keys, seen.values, seen_now), layer)
+        ring.advance()
+        outputs.append(stream)
+    assert torch.allclose(torch.cat(outputs[:frames], dim=1), dense, atol=1e-5)
+    assert torch.equal(torch.cat(outputs[frames:]), torch.cat(outputs[frames - 2 : frames]))
+
+
+# Fewer bits
+
+
+def stored(storage: CacheStorage, frame: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    _, heads, tokens, width = frame.shape
+    config = CacheConfig(
+        heads=heads, tokens=tokens, head_width=width, windows=(2,), storage=storage, dtype=dtype
+    )
+    ring = FrameCache(config)
+    keys, values, _ = ring.write_and_read(0, frame, -frame)
+    assert torch.equal(keys, -values)
+    return keys
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exact_storage_gives_back_what_it_got(dtype: torch.dtype) -> None:
+    frame = torch.randn(1, 2, 5, 16).to(dtype)
+    assert torch.equal(stored("exact", frame, dtype), frame)
+
+
+def test_bfloat16_is_off_by_half_a_unit_of_its_last_place_at_most() -> None:
+    frame = torch.randn(1, 2, 50, 16) * torch.logspace(-6, 6, 50)[:, None]
+    result = stored("bfloat16", frame)
+    assert result.dtype == torch.float32
+    assert ((result - frame).abs() <= frame.abs() * 2**-8).all()
+    assert (result != frame).any()
+
+
+def test_8_bits_are_off_by_a_254th_of_the_largest_channel_at_most() -> None:
+    frame = torch.randn(1, 2, 50, 16) * torch.logspace(-6, 6, 50)[:, None]
+    frame[0, 0, 3] = 0
+    result = stored("int8", frame)
+    assert result.dtype == torch.float32
+    largest = frame.abs().amax(dim=-1, keepdim=True)
+    assert ((result - frame).abs() <= largest / 254 * (1 + 1e-5)).all()
+    assert (result[0, 0, 3] == 0).all()
+    # Symmetric, and the largest channel is kept to the last bits.
+    assert torch.equal(stored("int8", -frame), -result)
+    assert torch.allclose(result.abs().amax(dim=-1, keepdim=True), largest, rtol=1e-6, atol=0)
+
+
+def test_8_bits_are_read_in_the_type_of_the_computation() -> None:
+    frame = torch.randn(1, 2, 5, 16).bfloat16()
+    result = stored("int8", frame, torch.bfloat16)
+    assert result.dtype == torch.bfloat16
+    largest = frame.float().abs().amax(dim=-1, keepdim=True)
+    error = (result.float() - frame.float()).abs()
+    assert (error <= largest / 254 + frame.float().abs() * 2**-8 + largest * 2**-9).all()
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+def test_fewer_bits_still_slide_fork_and_rewind(storage: CacheStorage) -> None:
+    config = CacheConfig(heads=1, tokens=2, head_width=4, windows=(3,), spare=2, storage=storage)
+    ring = FrameCache(config)
+    frames = torch.randn(12, 1, 1, 2, 4)
+    kept = torch.cat([stored(storage, frame) for frame in frames])
+    for number in range(9):
+        seen = ring.write_and_read(0, frames[number], frames[number])
+        ring.advance()
+    assert torch.equal(seen.keys[0, 0], kept[6:9, 0].flatten(0, 1))
+    fork = ring.fork()
+    ring.rewind_to(8)
+    seen = ring.write_and_read(0, frames[11], frames[11])
+    assert torch.equal(seen.keys[0, 0], kept[[6, 7, 11], 0].flatten(0, 1))
+    assert torch.equal(fork.read_before(0).values[0, 0], kept[7:9, 0].flatten(0, 1))
+
+
+# Memory
+
+
+@pytest.mark.parametrize("storage", ["exact", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "spare", "sink"), [(1, 0, 0), (3, 5, 0), (2, 4, 2)])
+def test_memory_is_as_predicted_and_does_not_grow(
+    storage: CacheStorage, dtype: torch.dtype, batch: int, spare: int, sink: int
+) -> None:
+    config = CacheConfig(
+        heads=2,
+        tokens=3,
+        head_width=8,
+        windows=(1, 4, 2),
+        spare=spare,
+        sink=sink,
+        storage=storage,
+        dtype=dtype,
+    )
+    ring = FrameCache(config, batch=batch)
+    frame = torch.ones(batch, 2, 3, 8, dtype=dtype)
+    for _ in range(3 * config.capacity):
+        for layer in range(3):
+            ring.write_and_read(layer, frame, frame)
+        ring.advance()
+    tensors = [*ring._buffers.key.parts, *ring._buffers.value.parts]
+    truth = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+    assert FrameCache.predicted_bytes(config, batch=batch) == truth == ring.num_bytes
+
+
+def test_8_bits_take_about_a_quarter() -> None:
+    sizes = {
+        storage: CacheConfig(
+            heads=2, tokens=3, head_width=64, windows=(4,), storage=storage
+        ).bytes_per_frame
+        for storage in ("exact", "bfloat16", "int8")
+    }
+    assert sizes["bfloat16"] * 2 == sizes["exact"]
+    assert 0.25 < sizes["int8"] / sizes["exact"] < 0.27
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": 0}, "tokens of at least 1, got 0"),
+        ({"windows": ()}, "at least one layer"),
+        ({"windows": (2, 0)}, "at least 1 frame"),
+        ({"spare": -1}, "fewer than 0 frames"),
+        ({"sink": -2}, "sink -2"),
+        ({"storage": "int4"}, "'int4'; allowed are exact, bfloat16, int8"),
+        ({"dtype": torch.int8}, "floating-point"),
+    ],
+)
+def test_sizes_that_make_no_cache_are_refused(change: dict[str, object], message: str) -> None:
+    sizes = {"heads": 1, "tokens": 2, "head_width": 4, "windows": (2,)} | change
+    with pytest.raises(ConfigError, match=message):
+        CacheConfig(**sizes)  # type: ignore[arg-type]
+
+
+def test_a_cache_of_no_sequence_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1 sequence, got 0"):
+        FrameCache(CacheConfig(heads=1, tokens=2, head_width=4, windows=(2,)), batch=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 2, 1), (1, 2, 2, 1), (1, 1, 3, 1), (1, 1, 2, 2)])
+def test_keys_and_values_that_do_not_fit_are_refused_and_nothing_is_written(
+    shape: tuple[int, ...],
+) -> None:
+    ring = cache()
+    write(ring, 5.0)
+    good, bad = torch.zeros(1, 1, 2, 1), torch.zeros(shape)
+    for key, value in ((bad, good), (good, bad)):
+        with pytest.raises(ConfigError, match=r"takes keys and values of shape .*\[1, 1, 2, 1\]"):
+            ring.write_and_read(1, key, value)
+    assert ring.read_before(1).keys.flatten().tolist() == twice(5)
+
+
+def test_a_layer_that_is_not_there_is_refused() -> None:
+    frame = torch.zeros(1, 1, 2, 1)
+    with pytest.raises(ConfigError, match="layers 0 to 1, there is no layer 2"):
+        cache().write_and_read(2, frame, frame)

@@ -9,6 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldgen.errors import ConfigError
+from worldgen.nn.attention_backends import (
+    AttentionBackend,
+    FrameMask,
+    flex_attend,
+    flex_attend_frames,
+    pick_attention_backend,
+    xformers_attend,
+)
 from worldgen.nn.rotary import RotaryTable, apply_rotary
 
 __all__ = ["Attention", "AttentionConfig", "attend", "frame_causal_attention"]
@@ -44,6 +52,7 @@ def attend(
     key: Float[Tensor, "batch kv_head key width"],
     value: Float[Tensor, "batch kv_head key width"],
     mask: Bool[Tensor, "*batch query key"] | None = None,
+    backend: AttentionBackend | None = None,
 ) -> Float[Tensor, "batch head query width"]:
     """Return softmax attention; keys and values are never repeated for their group of queries.
 
@@ -54,13 +63,22 @@ def attend(
         key: Keys; the number of their heads divides that of the queries.
         value: Values, shaped like the keys.
         mask: True where a query may look; None lets every query see every key.
+        backend: What computes it; None for the one of `use_attention_backend`.
+
+    Raises:
+        ConfigError: If the backend cannot serve the request; says why.
     """
+    chosen = pick_attention_backend(backend, query, key, value, clip=False)
+    if chosen == "flex":
+        return flex_attend(query, key, value, mask)
     kv_heads, length = key.shape[1], query.shape[2]
     if mask is not None:
         mask = mask.expand(query.shape[0], 1, *mask.shape[-2:]) if mask.ndim == 2 else mask[:, None]
         mask = mask.repeat(1, 1, query.shape[1] // kv_heads, 1)
     folded = rearrange(query, "b (kv group) query width -> b kv (group query) width", kv=kv_heads)
-    if folded.dtype == torch.bfloat16 and folded.device.type == "cpu":
+    if chosen == "xformers":
+        mixed = xformers_attend(folded, key, value, mask)
+    elif folded.dtype == torch.bfloat16 and folded.device.type == "cpu":
         mixed = _attend_by_products(folded, key, value, mask)
     else:
         mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
@@ -85,11 +103,14 @@ def frame_causal_attention(
     window: int,
     own: Bool[Tensor, "token token"] | None = None,
     remembered: Bool[Tensor, " token"] | None = None,
+    sink: int = 0,
+    backend: AttentionBackend | None = None,
 ) -> Float[Tensor, "batch head sequence width"]:
     """Return attention in which a frame sees itself and the `window - 1` frames before.
 
-    Each frame's queries meet a slice of the keys: half the work of a masked product over the
-    clip, and where frames see each other whole no mask is needed, so the fast kernels stay usable.
+    But for flex, which knows which blocks nobody sees, each frame's queries meet a slice of the
+    keys: half the work of a masked product over the clip, and where frames see each other whole no
+    mask is needed, so the fast kernels stay usable.
 
     Args:
         query: Tokens frame by frame, as many in each.
@@ -99,23 +120,49 @@ def frame_causal_attention(
         window: Frames seen, the own one included.
         own: Which tokens (last axis) of its own frame a token sees; None for all.
         remembered: Which tokens of a frame later frames see; None for all.
+        sink: Frames at the beginning that every later frame sees beside its window.
+        backend: What computes it; None for the one of `use_attention_backend`.
+
+    Raises:
+        ConfigError: If the backend cannot serve the request; says why.
     """
     tokens = query.shape[2] // num_frames
-    if window == 1:
+    if window == 1 and not sink:
         fold = "b head (frame token) width -> (b frame) head token width"
         unfold = "(b frame) head token width -> b head (frame token) width"
         query, key, value = (
             rearrange(part, fold, frame=num_frames) for part in (query, key, value)
         )
-        return rearrange(attend(query, key, value, own), unfold, frame=num_frames)
+        return rearrange(attend(query, key, value, own, backend), unfold, frame=num_frames)
+    if pick_attention_backend(backend, query, key, value, clip=True) == "flex":
+        mask = FrameMask(
+            num_frames=num_frames,
+            tokens=tokens,
+            window=window,
+            sink=sink,
+            own=own,
+            remembered=remembered,
+        )
+        return flex_attend_frames(query, key, value, mask)
     mixed = []
     for frame in range(num_frames):
         first = max(0, frame + 1 - window)
-        seen = slice(first * tokens, (frame + 1) * tokens)
+        kept = min(sink, first)
         here = slice(frame * tokens, (frame + 1) * tokens)
-        mask = _frame_mask(tokens, frame - first, own, remembered, query.device)
-        mixed.append(attend(query[:, :, here], key[:, :, seen], value[:, :, seen], mask))
+        keys, values = (
+            _seen(part, kept * tokens, first * tokens, here.stop) for part in (key, value)
+        )
+        near = _frame_mask(tokens, kept + frame - first, own, remembered, query.device)
+        mixed.append(attend(query[:, :, here], keys, values, near, backend))
     return torch.cat(mixed, dim=2)
+
+
+def _seen(part: Tensor, kept: int, first: int, stop: int) -> Tensor:
+    """Return the first `kept` tokens, and those from `first` to `stop - 1`."""
+    if kept == first:
+        return part[:, :, :stop]
+    window = part[:, :, first:stop]
+    return torch.cat((part[:, :, :kept], window), dim=2) if kept else window
 
 
 def _frame_mask(
