@@ -1,5 +1,6 @@
 """Decoders come by their names, say what is wrong with one, and play in sessions as logs name them."""
 
+import dataclasses
 import warnings
 from pathlib import Path
 
@@ -8,9 +9,16 @@ import torch
 
 from tests.factories import tiny_world
 from worldgen.errors import ConfigError
-from worldgen.generation import SamplingConfig, Session, decoder_names, make_decoder
+from worldgen.generation import (
+    SamplingConfig,
+    Session,
+    WithDraftModel,
+    decoder_names,
+    make_decoder,
+)
 from worldgen.generation.grouped import code_vectors, group_codes
 from worldgen.generation.jacobi import JacobiDecoder
+from worldgen.models.base import Policy
 from worldgen.pipeline import World, load
 
 NAMES = ["outward", "refine:3", "refine:3:0.5", "jacobi", "jacobi:9", "grouped:16"]
@@ -143,3 +151,24 @@ def test_groups_of_one_code_give_rasters_ids_and_one_group_takes_one_call(world:
             session.step(action)
         assert single.ids.tolist() == exact.ids.tolist()
         assert all_alike.calls == 1
+
+
+def test_a_world_with_a_draft_model_plays_forks_rewinds_and_replays_rasters_frames(
+    world: World, tmp_path: Path
+) -> None:
+    small = load(tiny_world(tmp_path / "small", seed=1)).model
+    parts = dataclasses.replace(world.parts, model=WithDraftModel(world.model, small))
+    pair = dataclasses.replace(world, parts=parts)
+    exact, session = quiet_session(world, "raster"), quiet_session(pair, "speculative")
+    for action in ("left", "gas", "nothing"):
+        exact.step(action)
+        session.step(action)
+    session.rewind(2)
+    ahead = session.fork()
+    for action in ("gas", "nothing"):
+        session.step(action)
+        ahead.step(action)
+    assert exact.ids.tolist() == session.ids.tolist() == ahead.ids.tolist()
+    session.save(tmp_path / "log.json")
+    assert pair.load_session(tmp_path / "log.json").ids.tolist() == exact.ids.tolist()
+    assert not isinstance(parts.model, Policy)

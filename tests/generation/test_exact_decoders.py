@@ -13,7 +13,7 @@ from worldgen.generation.jacobi import JacobiDecoder
 from worldgen.generation.random import frame_uniforms
 from worldgen.generation.speculative import PairedDraft
 from worldgen.models import NextFrameTransformer, NextTokenConfig, NextTokenTransformer
-from worldgen.models.base import WorldModel
+from worldgen.models.base import Policy, WorldModel
 from worldgen.pipeline import load
 
 SAMPLINGS = [
@@ -198,6 +198,23 @@ def test_a_draft_model_goes_wherever_a_session_goes() -> None:
         assert torch.equal(ids, same_ids)
         assert torch.equal(guess, same_guess)
     assert fork.small.num_frames == 6
+
+
+def test_the_players_actions_are_the_large_models() -> None:
+    large = make_model("next_token")
+    both = WithDraftModel(large, make_model("next_frame"))
+    assert isinstance(large, Policy)
+    assert isinstance(both, Policy)
+    frame, slots = torch.randint(0, 20, (1, 16)), [torch.arange(3), torch.arange(3, 6)]
+
+    def choose(slot: int, logits: Tensor) -> Tensor:
+        return logits.argmax(dim=-1)
+
+    cache, alone = both.new_cache(1), large.new_cache(1)
+    assert torch.equal(
+        both.predict_action(cache, frame, slots, choose),
+        large.predict_action(alone, frame, slots, choose),
+    )
 
 
 def test_a_draft_model_of_other_tokens_is_refused() -> None:

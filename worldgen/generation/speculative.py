@@ -1,5 +1,6 @@
 """A small world model guesses the frame, the large one checks the guess."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,8 @@ from worldgen.generation.jacobi import settle
 from worldgen.generation.sampling import SamplingConfig
 from worldgen.generation.scheduled import Decoder
 from worldgen.layout import SequenceLayout
-from worldgen.models.base import FrameDraft, WorldModel
-from worldgen.nn.cache import FrameCache
+from worldgen.models.base import FrameDraft, Policy, WorldModel
+from worldgen.nn.cache import FrameCache, StepCache
 
 __all__ = ["SpeculativeDecoder", "WithDraftModel"]
 
@@ -101,6 +102,8 @@ class WithDraftModel:
         self.large, self.small = large, small
         self.layout: SequenceLayout = large.layout
         self.codebook_size = large.codebook_size
+        if isinstance(large, Policy):
+            self.predict_action = self._predict_action
 
     @property
     def device(self) -> torch.device:
@@ -115,7 +118,7 @@ class WithDraftModel:
 
     def observe(
         self,
-        cache: FrameCache,
+        cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
     ) -> PairedDraft:
@@ -151,6 +154,18 @@ class WithDraftModel:
         assert isinstance(draft, PairedDraft)
         draft.calls += 1
         return self.large.score(draft.large, ids, group_of_cell)
+
+    def _predict_action(
+        self,
+        cache: StepCache,
+        visual_ids: Int[Tensor, "batch cell"],
+        slot_ids: Sequence[Int[Tensor, " option"]],
+        choose: Callable[[int, Float[Tensor, "batch option"]], Int[Tensor, " batch"]],
+    ) -> Int[Tensor, "batch slot"]:
+        """Return the action that the large model would take in a frame; see `Policy`."""
+        assert isinstance(cache, PairedCache)
+        assert isinstance(self.large, Policy)
+        return self.large.predict_action(cache.large, visual_ids, slot_ids, choose)
 
 
 @dataclass(frozen=True, kw_only=True)
