@@ -83,6 +83,7 @@ class FrameCache:
         self.device = torch.device(device)
         self.num_frames = 0
         self._oldest = 0
+        self._capacity = config.capacity
         num_tokens = (config.sink + config.capacity) * config.tokens
         shape = (len(config.windows), batch, config.heads, num_tokens, config.head_width)
         self._buffers = _Buffers(
@@ -126,7 +127,7 @@ class FrameCache:
         """
         self.config.check(key, value, layer, self.batch)
         self._own_buffers()
-        self._oldest = max(self._oldest, self.num_frames + 1 - self.config.capacity)
+        self._oldest = max(self._oldest, self.num_frames + 1 - self._capacity)
         start, stop = self._spans(self.num_frames, self.num_frames + 1)[0]
         for store, vectors in ((self._buffers.key, key), (self._buffers.value, value)):
             for part, code in zip(store.parts, store.encode(vectors), strict=True):
@@ -153,10 +154,10 @@ class FrameCache:
     def _spans(self, first: int, stop: int) -> list[tuple[int, int]]:
         """Return where the tokens of frames `first` to `stop - 1` lie, in the order of time."""
         sink, tokens = self.config.sink, self.config.tokens
-        end = sink + self.config.capacity
+        end = sink + self._capacity
         spans = []
         while first < stop:
-            slot = first if first < end else sink + (first - sink) % self.config.capacity
+            slot = first if first < end else sink + (first - sink) % self._capacity
             length = min(stop - first, end - slot)
             spans.append((slot * tokens, (slot + length) * tokens))
             first += length
@@ -190,7 +191,7 @@ class FrameCache:
         if not self.can_rewind_to(num_frames):
             raise SessionLimitError(
                 f"cannot rewind from {self.num_frames} to {num_frames} frames: only "
-                f"{self.config.capacity} frames are kept; replay the log instead"
+                f"{self._capacity} frames are kept; replay the log instead"
             )
         self.num_frames = num_frames
         if num_frames <= self.config.sink:

@@ -288,7 +288,10 @@ class CacheBatch:
         return SeenFrames(keys, values, mask)
 
     def advance(self) -> None:
-        """Close the current frame of every row."""
+        """Close the current frame of every row.
+
+        This moves numbers on the host: it has no place in a CUDA graph, but after each replay.
+        """
         pages, self._pages = self._pages, []
         config = self._pool.config
         for slot, page in zip(self.slots, pages, strict=True):
