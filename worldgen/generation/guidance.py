@@ -10,7 +10,7 @@ from worldgen.errors import ConfigError
 from worldgen.generation.sampling import SamplingConfig
 from worldgen.layout import SequenceLayout
 from worldgen.models.base import FrameDraft, WorldModel
-from worldgen.nn.cache import FrameCache
+from worldgen.nn.cache import FrameCache, StepCache
 
 __all__ = ["GuidedModel", "TemperedModel", "steer"]
 
@@ -96,7 +96,7 @@ class GuidedModel(_Steered):
 
     def observe(
         self,
-        cache: FrameCache,
+        cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
     ) -> FrameDraft:
@@ -164,7 +164,7 @@ class TemperedModel(_Steered):
 
     def observe(
         self,
-        cache: FrameCache,
+        cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
     ) -> FrameDraft:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldgen.layout import SequenceLayout
-from worldgen.nn.cache import FrameCache
+from worldgen.nn.cache import FrameCache, StepCache
 
 __all__ = ["FrameDraft", "Policy", "WorldModel"]
 
@@ -46,7 +46,7 @@ class WorldModel(Protocol):
 
     def observe(
         self,
-        cache: FrameCache,
+        cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
     ) -> FrameDraft:
@@ -85,7 +85,7 @@ class Policy(Protocol):
 
     def predict_action(
         self,
-        cache: FrameCache,
+        cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         slot_ids: Sequence[Int[Tensor, " option"]],
         choose: Callable[[int, Float[Tensor, "batch option"]], Int[Tensor, " batch"]],

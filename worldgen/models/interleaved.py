@@ -205,7 +205,7 @@ class InterleavedTransformer(nn.Module):
 
     def observe(
         self,
-        cache: FrameCache,
+        cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
     ) -> FrameDraft:

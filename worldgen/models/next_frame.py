@@ -13,7 +13,7 @@ from worldgen.models.base import FrameDraft
 from worldgen.models.interleaved import InterleavedConfig, InterleavedTransformer
 from worldgen.nn.attention import attend
 from worldgen.nn.blocks import Block, initialise
-from worldgen.nn.cache import FrameCache
+from worldgen.nn.cache import StepCache
 from worldgen.nn.rotary import RotaryTable, rotary_table
 
 __all__ = ["NextFrameConfig", "NextFrameDraft", "NextFrameTransformer", "group_masks"]
@@ -150,19 +150,17 @@ class NextFrameTransformer(InterleavedTransformer):
 
     # The pass over the sequence
 
-    def _sequence_rotary(self, first_frame: int, num_frames: int) -> RotaryTable:
-        places = self.layout.step_positions
-        frames = torch.arange(first_frame, first_frame + num_frames)
-        positions = torch.cat(
-            (
-                repeat(frames, "frame -> (frame token) 1", token=len(places)),
-                repeat(places, "token coordinate -> (frame token) coordinate", frame=num_frames),
-            ),
-            dim=-1,
+    def _sequence_rotary(self, frames: Int[Tensor, "*batch frame"]) -> RotaryTable:
+        """Return the rotary table of whole steps, given the number of each one's frame."""
+        places = self.layout.step_positions.to(frames.device)
+        times = repeat(frames, "... frame -> ... frame token 1", token=len(places))
+        places = places.expand(*times.shape[:-1], -1)
+        positions = torch.cat((times, places), dim=-1)
+        return self._rotary(
+            rearrange(positions, "... frame token coordinate -> ... (frame token) coordinate")
         )
-        return self._rotary(positions)
 
-    def _rotary(self, positions: Int[Tensor, "token coordinate"]) -> RotaryTable:
+    def _rotary(self, positions: Int[Tensor, "*batch token coordinate"]) -> RotaryTable:
         # A quarter of the channels tell time, the rest place: frames are few, cells are many.
         width = self.config.block.attention.head_width
         frame = width // 8 * 2
@@ -185,9 +183,8 @@ class NextFrameTransformer(InterleavedTransformer):
             visual_ids: Ids in `[0, codebook_size)`.
             action_ids: Ids in `[0, action_vocabulary_size)`; the action taken in each frame.
         """
-        steps = self.run_clip(
-            self.embedding(visual_ids, action_ids), self._sequence_rotary(0, visual_ids.shape[1])
-        )
+        rotary = self._sequence_rotary(torch.arange(visual_ids.shape[1]))
+        steps = self.run_clip(self.embedding(visual_ids, action_ids), rotary)
         return steps[:, :, self.layout.visual_slice]
 
     def forward(
@@ -240,14 +237,14 @@ class NextFrameTransformer(InterleavedTransformer):
     @torch.no_grad()
     def observe(
         self,
-        cache: FrameCache,
+        cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
     ) -> NextFrameDraft:
         """Commit one step (frame and action) to the cache; return the draft of the next frame."""
         visual_ids, action_ids = visual_ids.to(self.device), action_ids.to(self.device)
         step = self.embedding(visual_ids[:, None], action_ids[:, None])[:, 0]
-        stream = self.run_step(cache, step, self._sequence_rotary(cache.num_frames, 1))
+        stream = self.run_step(cache, step, self._sequence_rotary(cache.frame_numbers[:, None]))
         hidden = stream[:, self.layout.visual_slice]
         return NextFrameDraft(previous_ids=visual_ids, hidden=hidden, logits=self.read(hidden))
 

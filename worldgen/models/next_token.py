@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
+from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from worldgen.models.base import FrameDraft
 from worldgen.models.interleaved import InterleavedConfig, InterleavedTransformer
 from worldgen.nn.attention import AttentionConfig, attend
 from worldgen.nn.blocks import BlockConfig, initialise
-from worldgen.nn.cache import FrameCache
+from worldgen.nn.cache import SeenFrames, StepCache
 from worldgen.nn.rotary import RotaryTable, rotary_table
 from worldgen.schedule import DecodeSchedule, make_schedule
 
@@ -118,12 +119,10 @@ class NextTokenTransformer(InterleavedTransformer):
         """Return the ids of whole steps, action tokens behind the codebook."""
         return torch.cat((visual_ids, action_ids + self.codebook_size), dim=-1).to(self.device)
 
-    def rotary(self, positions: Int[Tensor, " token"]) -> RotaryTable:
+    def rotary(self, positions: Int[Tensor, "*batch token"]) -> RotaryTable:
         """Return the rotary table of tokens at places of the sequence, counted from its start."""
         head_width = self.block_config.attention.head_width
-        cosine, sine = rotary_table(
-            positions[:, None].cpu(), (head_width,), self.config.rotary_base
-        )
+        cosine, sine = rotary_table(positions[..., None], (head_width,), self.config.rotary_base)
         return cosine.to(self.device), sine.to(self.device)
 
     @cached_property
@@ -208,14 +207,15 @@ class NextTokenTransformer(InterleavedTransformer):
     @torch.no_grad()
     def observe(
         self,
-        cache: FrameCache,
+        cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
     ) -> NextTokenDraft:
         """Commit one step (frame and action) to the cache; return the draft of the next frame."""
         ids = self.step_ids(visual_ids, action_ids)
         tokens = ids.shape[1]
-        places = torch.arange(tokens) + cache.num_frames * tokens
+        numbers = cache.frame_numbers[:, None]
+        places = torch.arange(tokens, device=numbers.device) + numbers * tokens
         own = self._order.own[:tokens, :tokens].to(self.device)
         stream = self.run_step(cache, self.embedding(ids), self.rotary(places), own)
         return NextTokenDraft(
@@ -309,7 +309,7 @@ class NextTokenTransformer(InterleavedTransformer):
     @torch.no_grad()
     def predict_action(
         self,
-        cache: FrameCache,
+        cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         slot_ids: Sequence[Int[Tensor, " option"]],
         choose: Callable[[int, Float[Tensor, "batch option"]], Int[Tensor, " batch"]],
@@ -341,11 +341,12 @@ class StepInTheMaking:
         num_places: Tokens of the step that are kept.
     """
 
-    def __init__(self, model: NextTokenTransformer, cache: FrameCache, num_places: int) -> None:
+    def __init__(self, model: NextTokenTransformer, cache: StepCache, num_places: int) -> None:
         self._cache = cache
-        self._num_frames = cache.num_frames
+        # A copy: a batch of a pool counts in the tensor that it shows.
+        self._frame_numbers = cache.frame_numbers.clone()
         self._num_places = num_places
-        self._first_position = cache.num_frames * model.layout.tokens_per_step
+        self._first_positions = self._frame_numbers[:, None] * model.layout.tokens_per_step
 
     def feed(
         self,
@@ -368,7 +369,7 @@ class StepInTheMaking:
                 each sees itself.
         """
         num_passing = tokens.shape[1] - len(kept)
-        rotary = model.rotary(offsets + self._first_position)
+        rotary = model.rotary(offsets.to(model.device) + self._first_positions)
         if seen is None:
             seen = torch.zeros(tokens.shape[1], self._num_places, dtype=torch.bool)
         if among is None:
@@ -381,24 +382,28 @@ class StepInTheMaking:
         places = torch.cat((index, behind))
 
         def see(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = self._buffers[layer]
+            keys, values, real = self._buffers[layer]
             num_past = keys.shape[2] - 3 * self._num_places
             keys[:, :, num_past + places] = key
             values[:, :, num_past + places] = value
             stop = num_past + inside.shape[-1]
-            past = inside.new_ones(*inside.shape[:-1], num_past)
-            mask = torch.cat((past, inside), dim=-1)
+            if real is None:
+                past = inside.new_ones(*inside.shape[:-1], num_past)
+            else:
+                past = repeat(real, "b key -> b query key", query=inside.shape[-2])
+            own = inside.expand(*past.shape[:-1], -1)
+            mask = torch.cat((past, own), dim=-1)
             return attend(query, keys[:, :, :stop], values[:, :, :stop], mask)
 
         return model.run_blocks(tokens, rotary, see)
 
     @cached_property
-    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+    def _buffers(self) -> list[SeenFrames]:
         """Copies of what the frames before left, with room for every token of the step behind it.
 
         Made once a step, and only if it is needed: a frame that is drawn at once needs none.
         """
-        if self._cache.num_frames != self._num_frames:
+        if not torch.equal(self._cache.frame_numbers, self._frame_numbers):
             raise AssertionError("the cache moved while a step was being made")
         buffers = []
         for layer in range(len(self._cache.windows)):
@@ -410,7 +415,7 @@ class StepInTheMaking:
                 buffer = past.new_zeros(shape)
                 buffer[:, :, :num_past] = past
                 pair.append(buffer)
-            buffers.append((pair[0], pair[1]))
+            buffers.append(SeenFrames(pair[0], pair[1], seen.mask))
         return buffers
 
 

@@ -43,11 +43,15 @@ def rotary_table(
         )
     angles = [
         positions[..., axis, None].double()
-        * base ** (-torch.arange(0, width, 2, dtype=torch.float64) / max(width, 1))
+        * base ** (-_evens(width, positions.device) / max(width, 1))
         for axis, width in enumerate(axis_widths)
     ]
     angle = torch.cat(angles, dim=-1)
     return angle.cos().float(), angle.sin().float()
+
+
+def _evens(width: int, device: torch.device) -> Tensor:
+    return torch.arange(0, width, 2, dtype=torch.float64, device=device)
 
 
 def apply_rotary(
