@@ -22,8 +22,8 @@ from worldgen.errors import CheckpointError, DataError, WorldgenError
 from worldgen.evaluation.clips import load_clips, write_clip_specs
 from worldgen.evaluation.inverse_dynamics import INVERSE_DYNAMICS_FILE
 from worldgen.evaluation.machine import hardware
+from worldgen.evaluation.material import PROBES_FILE
 from worldgen.evaluation.page import format_figure
-from worldgen.evaluation.world import PROBES_FILE
 from worldgen.generation import SamplingConfig, Start
 from worldgen.layout import SequenceLayout
 from worldgen.models import load_world_model

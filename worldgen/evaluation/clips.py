@@ -92,6 +92,16 @@ class Clips:
             columns={name: column[:, dropped:] for name, column in self.columns.items()},
         )
 
+    def until(self, horizon: int) -> "Clips":
+        """Return the clips with the first `horizon` frames to predict, where they have more."""
+        length = self.context + horizon
+        return dataclasses.replace(
+            self,
+            frames=self.frames[:, :length],
+            actions=self.actions[:, : length - 1],
+            columns={name: column[:, :length] for name, column in self.columns.items()},
+        )
+
     def first(self, count: int) -> "Clips":
         """Return the first `count` clips."""
         return Clips(

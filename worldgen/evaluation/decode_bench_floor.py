@@ -217,7 +217,8 @@ _PROBE_SECONDS = 0.4
 _LEAST_RUNS = 5
 _LEAST_BYTES = 2**20
 _PROBE_WIDTH = 1024
-_MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
+_MATRIX_SIDE = {"cpu": 512, "cuda": 8192}
+"""On a processor small enough to pass between two interruptions by other programs."""
 
 
 def probe_machine(device: torch.device, dtype: torch.dtype, working_bytes: int) -> Machine:
@@ -236,7 +237,7 @@ def probe_machine(device: torch.device, dtype: torch.dtype, working_bytes: int) 
     buffer = torch.ones(numbers, device=device)
     matrix, vector = buffer.view(-1, _PROBE_WIDTH), torch.ones(_PROBE_WIDTH, device=device)
     seconds = min(_best_seconds(buffer.sum, device), _best_seconds(lambda: matrix @ vector, device))
-    side = _MATRIX_SIDE.get(device.type, 1024)
+    side = _MATRIX_SIDE.get(device.type, 512)
     left = torch.ones(side, side, dtype=dtype, device=device)
     product_seconds = _best_seconds(lambda: left @ left, device)
     return Machine(

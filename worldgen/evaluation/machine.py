@@ -11,7 +11,13 @@ import torch
 
 import worldgen
 
-__all__ = ["hardware", "memory_megabytes", "peak_memory_megabytes", "versions"]
+__all__ = [
+    "available_memory_megabytes",
+    "hardware",
+    "memory_megabytes",
+    "peak_memory_megabytes",
+    "versions",
+]
 
 
 def hardware() -> dict[str, Any]:
@@ -45,6 +51,16 @@ def memory_megabytes() -> float | None:
         return None
     pages = int(status.read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def available_memory_megabytes() -> float | None:
+    """Return the memory that programs can still have, None where the system does not tell."""
+    description = Path("/proc/meminfo")
+    if description.exists():
+        for line in description.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) / 2**10
+    return None
 
 
 def peak_memory_megabytes() -> float | None:

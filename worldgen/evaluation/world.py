@@ -2,18 +2,15 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from tqdm import tqdm
 
-from worldgen.data.episodes import Dataset
-from worldgen.errors import EnvironmentMissingError
 from worldgen.evaluation.action_following import (
     HELD_ACTIONS,
     compare_held_actions,
@@ -21,7 +18,6 @@ from worldgen.evaluation.action_following import (
     simulate_held_actions,
     track_motion,
 )
-from worldgen.evaluation.clips import Clips, load_clips, read_clip_specs, render_clips
 from worldgen.evaluation.inverse_dynamics import (
     INVERSE_DYNAMICS_FILE,
     InverseDynamicsModel,
@@ -29,11 +25,16 @@ from worldgen.evaluation.inverse_dynamics import (
 )
 from worldgen.evaluation.inverse_dynamics_following import follow_actions
 from worldgen.evaluation.machine import hardware, versions
+from worldgen.evaluation.material import (
+    Material,
+    held_rollouts,
+    load_world_probes,
+    prepare,
+)
 from worldgen.evaluation.prediction import changed_tokens, frame_quality, rollout_quality
 from worldgen.evaluation.probe_data import tile_classes
-from worldgen.evaluation.probes import MotionProbe, Probe, TileProbe, load_probes
+from worldgen.evaluation.probes import MotionProbe, Probe, TileProbe
 from worldgen.evaluation.replay import check_replay, measure_cost
-from worldgen.evaluation.rollout import Roller
 from worldgen.evaluation.strips import Strip, rollout_strips
 from worldgen.evaluation.summary import summarise
 from worldgen.evaluation.tile_following import (
@@ -43,17 +44,11 @@ from worldgen.evaluation.tile_following import (
     free_moves,
     reading_agreement,
 )
-from worldgen.generation.decoding import make_decoder
 from worldgen.pipeline import World
-from worldgen.real_environment import RealEnvironment
 from worldgen.tokenizers.quantizers import code_usage
 
 __all__ = ["evaluate_world"]
 
-CLIPS_FILE = "evaluation.json"
-PROBES_FILE = "probe.safetensors"
-CONTEXT = 8
-HORIZON = 64
 _HELD_STEPS = 10
 # Frames of the replay check, and the early and late frame of the cost over time: short and long.
 _REPLAY_FRAMES = {False: 200, True: 1000}
@@ -110,7 +105,7 @@ def evaluate_world(
                 shown = time.monotonic()
                 bar.refresh()
 
-        material = _prepare(world, clips, data, tell)
+        material = prepare(world, clips, data, tell)
         bar.update()
         result: dict[str, Any] = {
             "world": world.name,
@@ -120,7 +115,7 @@ def evaluate_world(
         result["tokenizer"] = _tokenizer(world, material)
         result["rollout"] = _rollout(material)
         bar.update()
-        probes, result["judges"] = _probes(world)
+        probes, result["judges"] = load_world_probes(world)
         tell("one step ahead")
         predicted = material.roller.predict_next(
             material.ids, material.clips.actions, context=material.context, progress=tell
@@ -154,95 +149,7 @@ def evaluate_world(
     return result
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Material:
-    """What every measure works on."""
-
-    world: World
-    clips: Clips
-    roller: Roller
-    ids: Int[np.ndarray, "clip step cell"]
-    """The tokenizer's tokens of the true frames."""
-    reconstruction: UInt8[np.ndarray, "clip time height width 3"]
-    generated: UInt8[np.ndarray, "clip step height width 3"]
-    environment: RealEnvironment | None
-
-    @property
-    def context(self) -> int:
-        return self.clips.context
-
-    @property
-    def context_ids(self) -> Int[np.ndarray, "clip step cell"]:
-        return self.ids[:, : self.world.tokenizer.num_latents(self.context)]
-
-    def show(
-        self, generated_ids: Int[np.ndarray, "clip step cell"], steps: int
-    ) -> UInt8[np.ndarray, "clip step height width 3"]:
-        """Return the first `steps` frames of what was generated after the context."""
-        return self.roller.decode_after(self.context_ids, generated_ids)[:, :steps]
-
-    @property
-    def truth(self) -> UInt8[np.ndarray, "clip step height width 3"]:
-        return self.clips.frames[:, self.context :]
-
-    @property
-    def repeated(self) -> UInt8[np.ndarray, "clip step height width 3"]:
-        last = self.clips.frames[:, self.context - 1 : self.context]
-        return np.broadcast_to(last, self.truth.shape)
-
-    def dream(
-        self, generated: UInt8[np.ndarray, "clip step height width 3"]
-    ) -> UInt8[np.ndarray, "clip time height width 3"]:
-        """Return generated frames with the context in front, as a player sees both."""
-        return np.concatenate((self.reconstruction[:, : self.context], generated), axis=1)
-
-
-def _prepare(world: World, count: int, data: Path | None, tell: Progress) -> _Material:
-    tell("test clips")
-    environment: RealEnvironment | None = None
-    card = world.card.environment
-    if data is not None:
-        clips = load_clips(
-            Dataset(data), count=count, context=CONTEXT, horizon=HORIZON, progress=tell
-        )
-        if card is not None:
-            try:
-                environment = RealEnvironment(card.id, card.options)
-            except EnvironmentMissingError:
-                tell("no simulator beside the recording")
-    else:
-        specs, context, _ = read_clip_specs(world.folder / CLIPS_FILE)
-        if card is None:
-            raise EnvironmentMissingError(
-                f"the card of {world.name!r} names no environment to render its test clips; give "
-                "a recording with --data"
-            )
-        environment = RealEnvironment(card.id, card.options)
-        clips = render_clips(specs[:count], environment, context=context, progress=tell)
-    clips = clips.with_context(world.tokenizer.longest_clip(clips.context))
-    roller = Roller(
-        model=world.model,
-        visual_tokenizer=world.tokenizer,
-        action_tokenizer=world.action_tokenizer,
-        decoder=make_decoder(world.card.decoders[0], world.model.layout, world.card.sampling),
-        seeds=range(len(clips)),
-    )
-    tell("tokens of the truth")
-    ids = roller.encode(clips.frames)
-    context_ids = ids[:, : world.tokenizer.num_latents(clips.context)]
-    generated_ids = roller.roll_out(context_ids, clips.actions, progress=tell)
-    return _Material(
-        world=world,
-        clips=clips,
-        roller=roller,
-        ids=ids,
-        reconstruction=roller.decode(ids)[:, : clips.frames.shape[1]],
-        generated=roller.decode_after(context_ids, generated_ids)[:, : clips.horizon],
-        environment=environment,
-    )
-
-
-def _protocol(world: World, material: _Material, data: Path | None) -> dict[str, Any]:
+def _protocol(world: World, material: Material, data: Path | None) -> dict[str, Any]:
     sampling, together = world.card.sampling, world.model.layout.frames_per_step
     return {
         "clips": len(material.clips),
@@ -261,7 +168,7 @@ def _protocol(world: World, material: _Material, data: Path | None) -> dict[str,
     }
 
 
-def _tokenizer(world: World, material: _Material) -> dict[str, Any]:
+def _tokenizer(world: World, material: Material) -> dict[str, Any]:
     quality = frame_quality(material.reconstruction, material.clips.frames)
     usage = code_usage(torch.from_numpy(material.ids), world.tokenizer.codebook_size)
     return {
@@ -275,7 +182,7 @@ def _tokenizer(world: World, material: _Material) -> dict[str, Any]:
     }
 
 
-def _rollout(material: _Material) -> dict[str, Any]:
+def _rollout(material: Material) -> dict[str, Any]:
     truth = material.truth
     qualities = {
         "generated": frame_quality(material.generated, truth),
@@ -288,7 +195,7 @@ def _rollout(material: _Material) -> dict[str, Any]:
     return rollout_quality(qualities, changed)
 
 
-def _static_rows(material: _Material, probes: Mapping[str, Probe]) -> int:
+def _static_rows(material: Material, probes: Mapping[str, Probe]) -> int:
     """Return the rows of tokens at the bottom that never scroll, as the judges know them."""
     rows = 0
     for probe in probes.values():
@@ -302,7 +209,7 @@ def _static_rows(material: _Material, probes: Mapping[str, Probe]) -> int:
 
 
 def _tokens(
-    material: _Material,
+    material: Material,
     predicted: Int[np.ndarray, "clip step cell"],
     probes: Mapping[str, Probe],
 ) -> dict[str, Any]:
@@ -312,13 +219,6 @@ def _tokens(
         for ids in (predicted, material.ids)
     ]
     return changed_tokens(*grids, static_rows=_static_rows(material, probes))
-
-
-def _probes(world: World) -> tuple[dict[str, Probe], dict[str, Any]]:
-    path = world.folder / PROBES_FILE
-    if not path.exists():
-        return {}, {}
-    return load_probes(path)
 
 
 def _load_reader(
@@ -332,7 +232,7 @@ def _load_reader(
 
 
 def _inverse_dynamics(
-    material: _Material, reader: tuple[InverseDynamicsModel, dict[str, Any]] | None
+    material: Material, reader: tuple[InverseDynamicsModel, dict[str, Any]] | None
 ) -> dict[str, Any]:
     if reader is None:
         return {
@@ -351,26 +251,7 @@ def _inverse_dynamics(
     }
 
 
-def _held_rollouts(
-    material: _Material, names: tuple[str, ...], steps: int, tell: Progress
-) -> dict[str, UInt8[np.ndarray, "clip time height width 3"]]:
-    """Return for each action the context and `steps` frames dreamt while it is held."""
-    schema = material.world.action_tokenizer.schema
-    context = material.context
-    held = {}
-    for name in names:
-        tell(f"hold {name}")
-        settings = schema.action(schema.named[name])
-        shape = (len(material.clips), steps, len(settings))
-        actions = np.concatenate(
-            (material.clips.actions[:, : context - 1], np.broadcast_to(settings, shape)), axis=1
-        )
-        ids = material.roller.roll_out(material.context_ids, actions)
-        held[name] = material.dream(material.show(ids, steps))
-    return held
-
-
-def _motion(material: _Material, probes: dict[str, MotionProbe], tell: Progress) -> dict[str, Any]:
+def _motion(material: Material, probes: dict[str, MotionProbe], tell: Progress) -> dict[str, Any]:
     dreams = {
         "generated": material.dream(material.generated),
         "real_frames": material.clips.frames,
@@ -383,7 +264,7 @@ def _motion(material: _Material, probes: dict[str, MotionProbe], tell: Progress)
     result: dict[str, Any] = {"tracking": tracking, "held_actions": None}
     schema = material.world.action_tokenizer.schema
     if all(name in schema.named for name in HELD_ACTIONS):
-        frames = _held_rollouts(material, HELD_ACTIONS, _HELD_STEPS, tell)
+        frames = held_rollouts(material, HELD_ACTIONS, _HELD_STEPS, tell)
         simulated = None
         if material.environment is not None:
             settings = {name: schema.action(schema.named[name]) for name in HELD_ACTIONS}
@@ -404,7 +285,7 @@ def _motion(material: _Material, probes: dict[str, MotionProbe], tell: Progress)
 
 
 def _tiles(
-    material: _Material,
+    material: Material,
     predicted: Int[np.ndarray, "clip step cell"],
     probe: TileProbe,
     tell: Progress,
@@ -422,7 +303,7 @@ def _tiles(
     held = {}
     for move in MOVES:
         if move in schema.named:
-            held[move] = _held_rollouts(material, (move,), 1, tell)[move][:, -1]
+            held[move] = held_rollouts(material, (move,), 1, tell)[move][:, -1]
     states = true[:, context - 1]
     return {
         "reconstructions": reading_agreement(
@@ -456,7 +337,7 @@ def _action_names(world: World, actions: np.ndarray) -> np.ndarray:
     return names
 
 
-def _strips(material: _Material) -> list[Strip]:
+def _strips(material: Material) -> list[Strip]:
     return rollout_strips(
         truth=material.truth,
         generated=material.generated,
