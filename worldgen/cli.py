@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_command(commands, "list", "name the shipped worlds", "list")
     _add_evaluate(commands)
     _add_bench(commands)
+    _add_pareto(commands)
     _add_import(commands)
     _add_data(commands)
     return parser
@@ -220,6 +221,94 @@ def _add_bench(commands: Any) -> None:
     )
     tokenizer.add_argument(
         "--json", metavar="FILE|-", default="-", help="figures (default: standard output)"
+    )
+
+    _add_bench_decode(parts)
+
+
+def _add_bench_decode(parts: Any) -> None:
+    decode = _add_command(parts, "decode", "every decoder on one model", "bench decode")
+    subject = decode.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--world", metavar="NAME|FOLDER", help="shipped name or a world's folder")
+    subject.add_argument(
+        "--model", metavar="NAME", help="sizes in configs/model, such as mineworld_300m_16f"
+    )
+    decode.add_argument(
+        "--random-weights", action="store_true", help="what --model needs: speed without quality"
+    )
+    _add_decoders(decode)
+    decode.add_argument(
+        "--frames", type=_whole_number(1), default=32, help="timed for each decoder (default: 32)"
+    )
+    decode.add_argument("--rows", type=_whole_number(1), help="of the model's grid (default: 14)")
+    decode.add_argument(
+        "--columns", type=_whole_number(1), help="of the model's grid (default: 24)"
+    )
+    decode.add_argument(
+        "--layers", type=_whole_number(1), help="only so many of the model's (default: all)"
+    )
+    decode.add_argument(
+        "--tokenizer", metavar="NAME", help="sizes in configs/tokenizer, to count pixels too"
+    )
+    decode.add_argument(
+        "--with-upstream",
+        action="store_true",
+        help="run the same model the way MineWorld does, for raster and diagonal order",
+    )
+    decode.add_argument(
+        "--clips",
+        type=_whole_number(0),
+        default=4,
+        help="test clips that quality is measured on; 0 for speed alone (default: 4)",
+    )
+    decode.add_argument(
+        "--horizon", type=_whole_number(4, 64), default=16, help="frames of a clip (default: 16)"
+    )
+    _add_device(decode)
+    decode.add_argument(
+        "--json", metavar="FILE|-", default="-", help="figures (default: standard output)"
+    )
+
+
+def _add_pareto(commands: Any) -> None:
+    pareto = _add_command(commands, "pareto", "decoders by speed and quality", "pareto")
+    _add_world(pareto)
+    _add_decoders(pareto)
+    pareto.add_argument(
+        "--frames", type=_whole_number(1), default=64, help="timed for each decoder (default: 64)"
+    )
+    pareto.add_argument(
+        "--clips", type=_whole_number(1), default=16, help="test clips (default: 16)"
+    )
+    pareto.add_argument(
+        "--horizon",
+        type=_whole_number(4, 64),
+        default=32,
+        help="frames predicted in each clip (default: 32)",
+    )
+    _add_device(pareto)
+    pareto.add_argument(
+        "--html", required=True, type=Path, metavar="FILE", help="page with chart and table"
+    )
+    pareto.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
+
+
+def _add_decoders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--decoder",
+        action="append",
+        metavar="NAME",
+        help='such as "strided:4"; repeat for several (default: one of every kind)',
+    )
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="of the world model (default: float32)",
     )
 
 

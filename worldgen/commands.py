@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Num, UInt8
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from worldgen.card_text import card_as_markdown, describe_world, format_description
 from worldgen.checkpoint import check_new_folder, write_folder, write_text
 from worldgen.data.video import write_video
-from worldgen.errors import ActionError, DataError, LogError
+from worldgen.errors import ActionError, ConfigError, DataError, LogError
 from worldgen.generation import RolloutLog, SamplingConfig, Start
 from worldgen.pipeline import (
     World,
@@ -30,6 +30,9 @@ from worldgen.pipeline import (
     world_folder,
 )
 from worldgen.tokenizers.action import MAX_STEPS, parse_actions
+
+if TYPE_CHECKING:
+    from worldgen.evaluation.decode_bench import DecodeBench
 
 __all__ = ["COMMANDS"]
 
@@ -231,6 +234,77 @@ def _bench_tokenizer(arguments: Namespace) -> int:
     return 0
 
 
+def _bench_decode(arguments: Namespace) -> int:
+    from worldgen.evaluation.decode_bench import bench_decoders, preset_subject
+    from worldgen.evaluation.pareto import compare_decoders, format_lines
+
+    _check_output(_json_path(arguments))
+    bench = _decode_bench(arguments, with_upstream=arguments.with_upstream)
+    options = {
+        name: getattr(arguments, name)
+        for name in ("rows", "columns", "layers", "tokenizer")
+        if getattr(arguments, name) is not None
+    }
+    if arguments.world is not None:
+        wrong = [f"--{name}" for name in options]
+        wrong += ["--random-weights"] if arguments.random_weights else []
+        if wrong:
+            raise ConfigError(f"{', '.join(wrong)} go with --model; a world has its own sizes")
+        result = compare_decoders(
+            load(arguments.world), bench, clips=arguments.clips, horizon=arguments.horizon
+        )
+    else:
+        if not arguments.random_weights:
+            raise ConfigError(
+                f"{arguments.model!r} names sizes and no weights; add --random-weights to measure "
+                "its speed, or take --world"
+            )
+        subject = preset_subject(arguments.model, bench, **options)
+        result = bench_decoders(subject, bench, tell=_note)
+    _write_json(result, arguments.json)
+    if arguments.json != "-":
+        for line in format_lines(result):
+            print(line)
+    return 0
+
+
+def _pareto(arguments: Namespace) -> int:
+    from worldgen.evaluation.pareto import compare_decoders, format_lines
+    from worldgen.evaluation.pareto_page import write_page
+
+    _check_output(_json_path(arguments))
+    _check_output(arguments.html)
+    result = compare_decoders(
+        load(arguments.world),
+        _decode_bench(arguments),
+        clips=arguments.clips,
+        horizon=arguments.horizon,
+    )
+    write_page(result, arguments.html)
+    if arguments.json is not None:
+        _write_json(result, arguments.json)
+    if arguments.json != "-":
+        for line in format_lines(result):
+            print(line)
+    return 0
+
+
+def _decode_bench(arguments: Namespace, **options: Any) -> "DecodeBench":
+    from worldgen.evaluation.decode_bench import DecodeBench
+
+    return DecodeBench(
+        decoders=tuple(arguments.decoder or ()),
+        frames=arguments.frames,
+        device=arguments.device,
+        precision=arguments.precision,
+        **options,
+    )
+
+
+def _note(text: str) -> None:
+    print(f"worldgen: {text}", file=sys.stderr)
+
+
 def _import_omnitokenizer(arguments: Namespace) -> int:
     from worldgen.interop.omnitokenizer_folder import import_omnitokenizer_folder
 
@@ -375,6 +449,8 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "evaluate tokenizer": _evaluate_tokenizer,
     "bench play": _bench_play,
     "bench tokenizer": _bench_tokenizer,
+    "bench decode": _bench_decode,
+    "pareto": _pareto,
     "import mineworld": _import_mineworld,
     "import omnitokenizer": _import_omnitokenizer,
     "data inspect": _data_inspect,

@@ -1,10 +1,10 @@
-"""Line and bar charts as SVG text that follows the colours of its page."""
+"""Line, bar and scatter charts as SVG text that follows the colours of its page."""
 
 import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["bar_chart", "line_chart"]
+__all__ = ["bar_chart", "line_chart", "scatter_chart"]
 
 _WIDTH, _HEIGHT = 560, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 26, 34
@@ -69,6 +69,79 @@ def bar_chart(values: Sequence[float], *, title: str, x_label: str, y_label: str
     )
     frame = "".join(_frame(title, low, high, step))
     return f"<figure>{frame}{bars}{_labels(x_label, y_label)}</svg></figure>"
+
+
+def scatter_chart(
+    points: Mapping[str, tuple[float, float]],
+    *,
+    front: Sequence[str] = (),
+    title: str,
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Return an SVG with one named point per entry, over a logarithmic horizontal axis.
+
+    Args:
+        points: Label -> horizontal value, above 0, and vertical value; at least one, finite.
+        front: Labels that stand out, joined by a line in their order.
+        title: Said to people who cannot see the picture.
+        x_label: Under the horizontal axis.
+        y_label: At the top of the vertical axis.
+    """
+    low, high, step = _nice_range(
+        min(value for _, value in points.values()), max(value for _, value in points.values())
+    )
+    logs = [math.log10(value) for value, _ in points.values()]
+    # Room at the right for the name of the last point.
+    first, last = min(logs) - 0.05, max(logs) + max(0.25, 0.25 * (max(logs) - min(logs)))
+
+    def x(value: float) -> float:
+        share = (math.log10(value) - first) / (last - first)
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * share
+
+    parts = [*_frame(title, low, high, step)]
+    for tick in _log_ticks(10**first, 10**last):
+        parts.append(
+            f'<text x="{x(tick):.1f}" y="{_HEIGHT - _BOTTOM + 16}" '
+            f'text-anchor="middle">{tick:g}</text>'
+        )
+    parts.append(_labels(x_label, y_label))
+    places = {
+        name: (x(horizontal), _y(vertical, low, high))
+        for name, (horizontal, vertical) in points.items()
+    }
+    if len(front) > 1:
+        line = " ".join("{:.1f},{:.1f}".format(*places[name]) for name in front)
+        parts.append(f'<polyline class="line line-0" points="{line}"/>')
+    taken: list[tuple[float, float, float]] = []
+    for name, (across, down) in sorted(places.items(), key=lambda entry: entry[1]):
+        kind = "point front" if name in front else "point"
+        parts.append(f'<circle class="{kind}" cx="{across:.1f}" cy="{down:.1f}" r="4"/>')
+        text_y = _free_place(across, down + 4, 7 * len(name) + 10, taken)
+        parts.append(f'<text x="{across + 8:.1f}" y="{text_y:.1f}">{html.escape(name)}</text>')
+    return f"<figure>{''.join(parts)}</svg></figure>"
+
+
+def _free_place(
+    across: float, wanted: float, width: float, taken: list[tuple[float, float, float]]
+) -> float:
+    """Return the height nearest to the one wanted at which a text meets no other; take it."""
+    for distance in range(0, _HEIGHT, 3):
+        for place in (wanted - distance, wanted + distance):
+            free = all(
+                abs(place - y) >= 12 or across + width < left or right < across
+                for left, right, y in taken
+            )
+            if free and _TOP <= place <= _HEIGHT - _BOTTOM:
+                taken.append((across, across + width, place))
+                return place
+    return wanted
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _y(value: float, low: float, high: float) -> float:
