@@ -12,6 +12,8 @@ from worldgen.nn.cache_storage import CacheConfig, VectorStore
 
 __all__ = ["FrameCache", "SeenFrames", "StepCache"]
 
+_ALL = slice(None)
+
 
 class SeenFrames(NamedTuple):
     """What a layer sees of the frames in a cache, in the order of time."""
@@ -129,9 +131,9 @@ class FrameCache:
         self._own_buffers()
         self._oldest = max(self._oldest, self.num_frames + 1 - self._capacity)
         start, stop = self._spans(self.num_frames, self.num_frames + 1)[0]
-        for store, vectors in ((self._buffers.key, key), (self._buffers.value, value)):
-            for part, code in zip(store.parts, store.encode(vectors), strict=True):
-                part[layer, :, :, start:stop] = code
+        place = (layer, _ALL, _ALL, slice(start, stop))
+        self._buffers.key.put(place, key)
+        self._buffers.value.put(place, value)
         return self._read(layer, self.num_frames + 1)
 
     def read_before(self, layer: int) -> SeenFrames:
@@ -219,13 +221,5 @@ class _Buffers:
 
 
 def _take(store: VectorStore, layer: int, spans: list[tuple[int, int]]) -> Tensor:
-    if len(spans) == 1:
-        start, stop = spans[0]
-        return store.decode(tuple(part[layer, :, :, start:stop] for part in store.parts))
-    pieces = spans or [(0, 0)]
-    return store.decode(
-        tuple(
-            torch.cat([part[layer, :, :, start:stop] for start, stop in pieces], dim=2)
-            for part in store.parts
-        )
-    )
+    pieces = [store.get((layer, _ALL, _ALL, slice(*span))) for span in spans or [(0, 0)]]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)

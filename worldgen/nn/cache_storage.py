@@ -73,6 +73,10 @@ class CacheConfig:
         }[self.storage]
         return 2 * len(self.windows) * self.heads * self.tokens * vector
 
+    def frame_shape(self, batch: int) -> tuple[int, int, int, int]:
+        """Shape `[batch, head, token, width]` of a frame's keys, and of its values."""
+        return batch, self.heads, self.tokens, self.head_width
+
     def check(self, key: Tensor, value: Tensor, layer: int, batch: int) -> None:
         """Refuse keys and values that do not fit.
 
@@ -83,7 +87,7 @@ class CacheConfig:
             raise ConfigError(
                 f"the cache has layers 0 to {len(self.windows) - 1}, there is no layer {layer}"
             )
-        shape = (batch, self.heads, self.tokens, self.head_width)
+        shape = self.frame_shape(batch)
         if key.shape != shape or value.shape != shape:
             raise ConfigError(
                 f"this cache takes keys and values of shape [batch, head, token, width] = "
@@ -129,6 +133,20 @@ class VectorStore:
         copy.__dict__.update(self.__dict__)
         copy.parts = tuple(part.clone() for part in self.parts)
         return copy
+
+    def put(self, place: tuple[int | slice, ...], vectors: Tensor) -> None:
+        """Keep vectors at a place, which indexes the axes before the last."""
+        if self.storage != "int8":
+            self.parts[0][place] = vectors
+            return
+        for part, code in zip(self.parts, self.encode(vectors), strict=True):
+            part[place] = code
+
+    def get(self, place: tuple[int | slice, ...]) -> Tensor:
+        """Return the vectors at a place; a view of the buffer where they are kept exactly."""
+        if self.storage == "exact":
+            return self.parts[0][place]
+        return self.decode(tuple(part[place] for part in self.parts))
 
     def encode(self, vectors: Float[Tensor, "*leading width"]) -> tuple[Tensor, ...]:
         """Return what is kept of vectors, a tensor for each part.
