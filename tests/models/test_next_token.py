@@ -169,6 +169,30 @@ def test_training_sees_what_decoding_in_the_same_order_sees(clip: Clip, order: s
 
 
 @torch.no_grad()
+def test_first_frames_stay_in_sight_of_training_and_of_sessions_alike(clip: Clip) -> None:
+    model = make_model("diagonal", windows=(2, 1, 2), sink=1)
+    order = make_schedule("diagonal", ROWS, COLUMNS)
+    cells, _ = model(*clip)
+    assert torch.allclose(cells[:, -1, :, :CODES], cached_logits(model, clip, order), atol=1e-5)
+    changed = clip[0].clone()
+    changed[:, 0] = (changed[:, 0] + 1) % CODES
+    assert not torch.allclose(model(changed, clip[1])[0][:, -1], cells[:, -1], atol=1e-3)
+    forgetful = make_model("diagonal", windows=(1, 1, 1))
+    assert torch.equal(forgetful(changed, clip[1])[0][:, -1], forgetful(*clip)[0][:, -1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("storage", "tolerance"), [("bfloat16", 0.1), ("int8", 0.1)])
+def test_a_smaller_cache_says_nearly_the_same(clip: Clip, storage: str, tolerance: float) -> None:
+    exact, small = make_model("raster"), make_model("raster", cache_storage=storage)
+    order = make_schedule("raster", ROWS, COLUMNS)
+    expected, got = cached_logits(exact, clip, order), cached_logits(small, clip, order)
+    assert not torch.equal(expected, got)
+    assert (expected - got).abs().max() < tolerance * expected.abs().max()
+    assert small.new_cache(2).num_bytes < 0.6 * exact.new_cache(2).num_bytes
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("mask", ["raster", "diagonal", "whole_frame"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_one_call_scores_what_decoding_predicts_group_by_group(

@@ -19,7 +19,7 @@ from worldgen.models.base import FrameDraft
 from worldgen.nn.attention import AttentionConfig, attend, frame_causal_attention
 from worldgen.nn.blocks import Attend, Block, BlockConfig, RMSNorm
 from worldgen.nn.cache import FrameCache, StepCache
-from worldgen.nn.cache_storage import CacheConfig
+from worldgen.nn.cache_storage import CacheConfig, CacheStorage
 from worldgen.nn.rotary import RotaryTable
 
 __all__ = ["InterleavedConfig", "InterleavedTransformer"]
@@ -46,6 +46,10 @@ class InterleavedConfig:
     feed_forward_width: int = 640
     windows: tuple[int, ...] = (2, 1, 8, 1, 4, 1)
     """For each layer over the sequence: how many frames, the current one included, it sees."""
+    sink: int = 0
+    """Frames at the beginning of a sequence that every layer sees for ever, beside its window."""
+    cache_storage: CacheStorage = "exact"
+    """How sessions keep keys and values; of the model, so that its logs replay."""
 
     def __post_init__(self) -> None:
         if not self.windows or min(self.windows) < 1:
@@ -53,6 +57,8 @@ class InterleavedConfig:
                 f"windows must name at least one layer, each of at least 1 frame; "
                 f"got {self.windows}"
             )
+        if self.sink < 0:
+            raise ConfigError(f"sink must be 0 frames or more, got {self.sink}")
         # It checks itself.
         _ = self.layout
         if self.block.attention.head_width % 2:
@@ -93,6 +99,8 @@ class InterleavedTransformer(nn.Module):
         self.layout = config.layout
         self.codebook_size = config.codebook_size
         self.windows = config.windows
+        self.sink = config.sink
+        self.cache_storage: CacheStorage = config.cache_storage
         self.block_config = config.block
         self.blocks = nn.ModuleList(Block(config.block) for _ in config.windows)
         self.norm = RMSNorm(config.width, config.block.norm_epsilon)
@@ -130,6 +138,8 @@ class InterleavedTransformer(nn.Module):
             head_width=attention.head_width,
             windows=self.windows,
             spare=spare,
+            sink=self.sink,
+            storage=self.cache_storage,
             dtype=self.readout.weight.dtype,
         )
 
@@ -160,7 +170,7 @@ class InterleavedTransformer(nn.Module):
 
         def see_frames(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return frame_causal_attention(
-                query, key, value, num_frames, self.windows[layer], own, remembered
+                query, key, value, num_frames, self.windows[layer], own, remembered, sink=self.sink
             )
 
         stream = rearrange(steps, "b frame token width -> b (frame token) width")
