@@ -11,6 +11,7 @@ from worldgen.errors import ConfigError
 from worldgen.generation import Decoder, SamplingConfig, WithDraftModel, make_decoder
 from worldgen.generation.jacobi import JacobiDecoder
 from worldgen.generation.random import frame_uniforms
+from worldgen.generation.sampling import distribution, draw
 from worldgen.generation.speculative import PairedDraft
 from worldgen.models import NextFrameTransformer, NextTokenConfig, NextTokenTransformer
 from worldgen.models.base import Policy, WorldModel
@@ -99,6 +100,29 @@ def test_a_window_of_one_cell_takes_rasters_calls_and_a_wide_one_fewer() -> None
     assert narrow == [16] * 4
     assert all(3 <= calls < 16 for calls in middle)
     assert sum(wide) <= sum(middle)
+
+
+@pytest.mark.parametrize("kind", ["next_frame", "next_token"])
+def test_where_rounding_decides_rasters_rounding_does(kind: str) -> None:
+    model, sampling, cells = make_model(kind), SamplingConfig(), 16
+    before, actions = torch.randint(0, 20, (3, cells)), torch.tensor([[0, 4]]).expand(3, -1)
+    draft = model.observe(model.new_cache(3), before, actions)
+    expected, uniforms = torch.zeros_like(before), torch.zeros(3, cells, dtype=torch.float64)
+    for cell in range(cells):
+        one = torch.tensor([cell])
+        logits = model.predict(draft, one)
+        # Each number lies where one id ends and the next begins.
+        sums = distribution(logits, sampling).cumsum(dim=-1)
+        near_middle = (sums - 0.5).abs().argmin(dim=-1, keepdim=True)
+        uniforms[:, one] = sums.gather(-1, near_middle)[..., 0].clamp(max=0.99)
+        expected[:, one] = draw(logits, uniforms[:, one], sampling)
+        model.reveal(draft, one, expected[:, one])
+    draft = model.observe(model.new_cache(3), before, actions)
+    order = torch.arange(cells).expand(3, -1)
+    assert not torch.equal(draw(model.score(draft, expected, order), uniforms, sampling), expected)
+    decoder = make_decoder("jacobi", model.layout, sampling)
+    assert torch.equal(decoder.draw_frame(model, draft, uniforms), expected)
+    assert draft.calls > cells
 
 
 def test_a_right_guess_needs_one_call() -> None:
