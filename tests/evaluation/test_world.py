@@ -22,6 +22,7 @@ from worldgen.evaluation.inverse_dynamics import (
     InverseDynamicsModel,
     save_inverse_dynamics,
 )
+from worldgen.evaluation.inverse_dynamics_following import follow_actions
 from worldgen.evaluation.probes import (
     MotionProbe,
     MotionProbeConfig,
@@ -33,7 +34,7 @@ from worldgen.evaluation.probes import (
 from worldgen.evaluation.replay import check_replay
 from worldgen.evaluation.report import render_report, without_pictures, write_json, write_report
 from worldgen.evaluation.rollout import Roller
-from worldgen.evaluation.summary import trusted_judge
+from worldgen.evaluation.summary import summarise, trusted_judge
 from worldgen.evaluation.world import evaluate_world
 from worldgen.generation import Start
 from worldgen.generation.decoding import make_decoder
@@ -119,6 +120,25 @@ def test_actions_read_from_frames_stand_beside_those_taken(
     page = render_report(result)
     assert "Actions read from frames" in page
     assert "pedals, dream" in page
+
+
+def test_minecraft_adds_the_camera_and_its_seven_tasks(result: dict[str, Any]) -> None:
+    schema = minecraft_schema("vpt_camera")
+    random = np.random.default_rng(0)
+    frames = random.integers(0, 256, (2, 12, 16, 16, 3), dtype=np.uint8)
+    actions = np.zeros((2, 11, schema.num_groups))
+    actions[..., schema.group_index("camera_yaw")] = random.uniform(-10, 10, (2, 11))
+    clips = dict.fromkeys(("generated", "real_frames", "tokenizer_reconstruction"), frames)
+    judged = follow_actions(reader(schema), clips, actions, context=4)
+    changed = {**result, "inverse_dynamics": {"held_out": {}, **judged}}
+    rows = {row["name"]: row for row in summarise(changed)}
+    camera = rows["actions read from dreamt frames, camera error"]
+    assert camera["value"] == judged["frames"]["generated"]["camera_error_bins"] > 0
+    assert rows["actions read from dreamt frames, error of camera_pitch"]["unit"] == "bins"
+    assert "sneak_sprint" in rows["actions read from dreamt frames, F1"]["note"]
+    page = render_report(changed)
+    assert "camera, 11 bins" in page
+    assert "drop: dream" in page
 
 
 def test_a_judge_of_other_actions_is_refused_before_anything_is_measured(

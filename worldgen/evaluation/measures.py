@@ -1,11 +1,13 @@
 """Plain measures on arrays: correlation, accuracy of changed tokens, the two baselines of copying."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 __all__ = [
+    "at_keys",
     "best_shift",
     "correlation",
     "fraction",
@@ -30,6 +32,14 @@ def correlation(measured: np.ndarray, true: np.ndarray) -> float | None:
     if spread <= 1e-12:
         return None
     return float((a * b).sum() / spread)
+
+
+def at_keys(figures: Mapping[str, Any], keys: Iterable[str]) -> Any:
+    """Return what stands in nested mappings under one key after the other."""
+    found: Any = figures
+    for key in keys:
+        found = found[key]
+    return found
 
 
 def fraction(hits: np.ndarray | Sequence[bool]) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from worldgen.checkpoint import write_text
 from worldgen.evaluation.curves import line_chart
+from worldgen.evaluation.measures import at_keys
 from worldgen.evaluation.page import (
     NONE,
     conditions,
@@ -246,22 +247,24 @@ def _inverse_dynamics(judged: Mapping[str, Any]) -> str:
         return f"{title}<p>Not measured: {text(judged['absent'])}.</p></section>"
     frames, held_out = judged["frames"], judged["held_out"]
     names = [_REFERENCES[source] for source in frames]
-    scores = ("precision_macro", "recall_macro", "f1_macro", "f1_micro")
-    rows = {
-        name: [figures["tasks"][name] for figures in frames.values()]
-        for name in frames["generated"]["tasks"]
+    scores = {"precision_macro": "precision", "recall_macro": "recall", "f1_macro": "F1"}
+    scores["f1_micro"] = "right steps"
+    rows: dict[str, tuple[str, ...]] = {
+        name: ("tasks", name) for name in frames["generated"]["tasks"]
     }
     if rows:
-        rows["mean over tasks"] = [figures["mean_over_tasks"] for figures in frames.values()]
+        rows["mean over tasks"] = ("mean_over_tasks",)
         for window in frames["generated"]["windows"]:
-            rows[f"mean, steps {window}"] = [
-                figures["windows"][window]["mean_over_tasks"] for figures in frames.values()
-            ]
+            rows[f"mean, steps {window}"] = ("windows", window, "mean_over_tasks")
     tasks = [
-        [name, *(percent(task[score]) for score in scores for task in each)]
-        for name, each in rows.items()
+        [
+            f"{name}: {_REFERENCES[source]}",
+            *(percent(at_keys(figures, keys)[score]) for score in scores),
+        ]
+        for name, keys in rows.items()
+        for source, figures in frames.items()
     ]
-    head = ["task", *(f"{score.replace('_', ' ')}, {name}" for score in scores for name in names)]
+    head = ["task, macro averages", *scores.values()]
     axes = [
         [
             f"{axis}, bins",

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from worldgen.evaluation.measures import at_keys
+
 __all__ = ["summarise", "trusted_judge"]
 
 JUDGE_CORRELATION = 0.95
@@ -284,7 +286,7 @@ def _inverse_dynamics_rows(judged: dict[str, Any]) -> list[dict[str, Any]]:
 
     def add(label: str, unit: str, keys: tuple[str, ...], note: str) -> None:
         values: dict[str, float | None] = {
-            source: _entry(figures, keys) for source, figures in frames.items()
+            source: at_keys(figures, keys) for source, figures in frames.items()
         }
         value = values.pop("generated")
         rows.append(_row(f"{name}, {label}", value, unit, references=values, note=note))
@@ -315,10 +317,3 @@ def _inverse_dynamics_rows(judged: dict[str, Any]) -> list[dict[str, Any]]:
             )
         )
     return rows
-
-
-def _entry(figures: dict[str, Any], keys: tuple[str, ...]) -> float:
-    value: Any = figures
-    for key in keys:
-        value = value[key]
-    return float(value)
