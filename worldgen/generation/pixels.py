@@ -1,6 +1,8 @@
 """The frames of a session: from its grids of ids, through a decoder that may remember earlier ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -12,9 +14,12 @@ from torch import Tensor
 from worldgen.records import to_uint8
 from worldgen.tokenizers.visual import DecoderStream, VisualTokenizer
 
-__all__ = ["SessionPixels"]
+__all__ = ["GridToShow", "SessionPixels", "decode_together"]
 
 Grids = Callable[[int], Int[Tensor, " cell"]]
+
+_verdicts: WeakKeyDictionary[VisualTokenizer, dict[tuple[int, int], bool]] = WeakKeyDictionary()
+"""By size of batch and number of threads."""
 
 
 class SessionPixels:
@@ -33,7 +38,7 @@ class SessionPixels:
     """
 
     def __init__(self, tokenizer: VisualTokenizer) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         # By the number of grids that went through; never fed, only forked.
         self._streams = {0: tokenizer.decoder_stream()}
         self._latest: tuple[int, UInt8[NDArray[np.uint8], "frame height width 3"]] | None = None
@@ -49,14 +54,19 @@ class SessionPixels:
             place: Of the frame among those of the grid; -1 is the last one.
             grid: Gives the ids of a grid by its number, from 0 for the first one of the clip.
         """
-        if self._tokenizer.single_frames:
-            frames = _to_frames(self._tokenizer.decode(self._ids(number, grid)))
-        else:
-            if self._latest is None or self._latest[0] != number:
-                self._latest = number, self._decode(number, grid)
-            frames = self._latest[1]
+        if self._latest is None or self._latest[0] != number:
+            self._latest = number, self._decode(number, grid)
         # A caller may draw on what it gets.
-        return np.array(frames[place])
+        return np.array(self._latest[1][place])
+
+    def keep(self, number: int, frames: UInt8[NDArray[np.uint8], "frame height width 3"]) -> None:
+        """Take the frames of a grid that was decoded already."""
+        self._latest = number, frames
+
+    def misses(self, number: int) -> bool:
+        """Whether the frames of a grid can be decoded in a batch with others, and are not at hand."""
+        at_hand = self._latest is not None and self._latest[0] == number
+        return self.tokenizer.single_frames and not at_hand
 
     def forget_from(self, number: int) -> None:
         """Forget that grid and all after it: they will be others."""
@@ -69,11 +79,13 @@ class SessionPixels:
     def fork(self) -> "SessionPixels":
         """Return an independent copy."""
         copy = object.__new__(SessionPixels)
-        copy._tokenizer = self._tokenizer
+        copy.tokenizer = self.tokenizer
         copy._streams, copy._latest = dict(self._streams), self._latest
         return copy
 
     def _decode(self, number: int, grid: Grids) -> UInt8[NDArray[np.uint8], "frame height width 3"]:
+        if self.tokenizer.single_frames:
+            return _to_frames(self.tokenizer.decode(self._ids(number, grid)))
         nearest = max(passed for passed in self._streams if passed <= number)
         newest = max(number + 1, *self._streams)
         stream: DecoderStream = self._streams[nearest].fork()
@@ -87,8 +99,51 @@ class SessionPixels:
         return _to_frames(pixels)
 
     def _ids(self, number: int, grid: Grids) -> Int[Tensor, "1 1 row column"]:
-        rows = self._tokenizer.rows
+        rows = self.tokenizer.rows
         return rearrange(grid(number), "(row column) -> 1 1 row column", row=rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridToShow:
+    """A grid of a session whose frames will be asked for."""
+
+    pixels: SessionPixels
+    number: int
+    """Counted from the first grid of the context."""
+    ids: Int[Tensor, " cell"]
+
+
+def decode_together(grids: Sequence[GridToShow]) -> None:
+    """Decode grids of several sessions in one batch, where their tokenizer knows single frames.
+
+    And where a batch gives the pixels that single grids give, to the last bit; this is found out
+    the first time that a size of batch is met. Others are decoded when they are asked for.
+    """
+    missing: dict[VisualTokenizer, list[GridToShow]] = {}
+    for grid in grids:
+        if grid.pixels.misses(grid.number):
+            missing.setdefault(grid.pixels.tokenizer, []).append(grid)
+    for tokenizer, members in missing.items():
+        ids = rearrange(
+            torch.stack([grid.ids for grid in members]),
+            "grid (row column) -> grid 1 row column",
+            row=tokenizer.rows,
+        )
+        if len(members) > 1 and _decodes_exactly(tokenizer, ids):
+            with torch.no_grad():
+                frames = to_uint8(tokenizer.decode(ids)).cpu().numpy()
+            for grid, own in zip(members, frames, strict=True):
+                grid.pixels.keep(grid.number, own)
+
+
+@torch.no_grad()
+def _decodes_exactly(tokenizer: VisualTokenizer, ids: Int[Tensor, "grid 1 row column"]) -> bool:
+    verdicts = _verdicts.setdefault(tokenizer, {})
+    size = len(ids), torch.get_num_threads()
+    if size not in verdicts:
+        alone = torch.cat([tokenizer.decode(row) for row in ids.split(1)])
+        verdicts[size] = torch.equal(tokenizer.decode(ids), alone)
+    return verdicts[size]
 
 
 def _worth_keeping(passed: int, newest: int) -> bool:

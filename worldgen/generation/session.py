@@ -15,9 +15,10 @@ from torch import Tensor
 from worldgen.errors import ActionError, LogError, SessionLimitError
 from worldgen.generation.decoding import Decoder, make_decoder
 from worldgen.generation.log import RolloutLog, frame_digest
-from worldgen.generation.pixels import SessionPixels
+from worldgen.generation.pixels import GridToShow, SessionPixels
 from worldgen.generation.random import frame_uniforms
 from worldgen.generation.sampling import SamplingConfig, draw
+from worldgen.generation.turns import Drawn, Turn, draw_grids
 from worldgen.models.base import Policy, WorldModel
 from worldgen.tokenizers.action import ActionTokenizer, parse_action
 from worldgen.tokenizers.visual import VisualTokenizer
@@ -57,6 +58,17 @@ class SessionParts:
     model: WorldModel
     visual_tokenizer: VisualTokenizer
     action_tokenizer: ActionTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ahead:
+    """A grid that was drawn under an action that may come."""
+
+    action: bytes
+    """Its tokens, packed."""
+    drawn: Drawn
+    pixels: SessionPixels
+    """With the grid's frames."""
 
 
 class Session:
@@ -110,6 +122,7 @@ class Session:
         self._ids = [_pack(start.visual_ids[-1])]
         self._actions: list[bytes] = []
         self._frame_index = 0
+        self._ahead: _Ahead | None = None
         self._pixels = SessionPixels(self.parts.visual_tokenizer)
         self._observe_again(0)
         return self.frame
@@ -166,8 +179,7 @@ class Session:
         """
         self._check_index(index)
         place = (index - 1) % self.frames_per_step if index else -1
-        number = len(self.start.action_ids) + self._step_of(index)
-        return self._pixels.frame(number, place, self._grid)
+        return self._pixels.frame(self._grid_number(index), place, self._grid)
 
     def ids_at(self, index: int) -> NDArray[np.int64]:
         """Return the visual tokens of the grid with frame `index`, int64 `[cell]`.
@@ -222,22 +234,99 @@ class Session:
             action_ids: Of the action.
             following: Of the actions after it, as in `step`.
         """
-        if not self.frames_left:
-            layout = self.parts.model.layout
-            known = action_ids[None]
-            if following is not None:
-                known = torch.cat((known, following))[: layout.frames_per_step]
-            self._draw(layout.actions_of_steps(known)[0])
+        known = action_ids[None]
+        if following is not None:
+            known = torch.cat((known, following))
+        turn = self.turn(known)
+        self.take(turn, None if turn is None else draw_grids([turn])[0])
+
+    def turn(self, known: Int[Tensor, "action slot"]) -> Turn | None:
+        """Return what must be drawn before a step can be taken; None if nothing, see `take`.
+
+        Args:
+            known: Action tokens of the step, and of the steps after it that are known.
+        """
+        if self.frames_left:
+            return None
+        turn = self._turn(known)
+        if self._ahead is None:
+            return turn
+        if self._ahead.action == _pack(turn.action_ids):
+            return None
+        # What is drawn now takes its place in the cache.
+        self._ahead = None
+        return turn
+
+    def take(self, turn: Turn | None, drawn: Drawn | None = None) -> None:
+        """Take the step that `turn` was asked about.
+
+        Args:
+            turn: What it returned.
+            drawn: The grid, if there was something to draw.
+        """
+        if turn is not None and drawn is not None:
+            self._add(turn.action_ids, drawn)
+        elif not self.frames_left:
+            ahead, self._ahead = self._ahead, None
+            assert ahead is not None
+            # The step is still there, behind the pointer of the cache.
+            self._cache.advance()
+            self._pixels = ahead.pixels.fork()
+            self._add(_unpack(ahead.action), ahead.drawn)
         self._frame_index += 1
 
-    def _draw(self, action_ids: Int[Tensor, " slot"]) -> None:
-        parts, number = self.parts, len(self._ids)
-        draft = parts.model.observe(self._cache, _unpack(self._ids[-1])[None], action_ids[None])
-        uniforms = frame_uniforms([self.seed], [number], parts.model.layout.num_cells)
-        drawn = self.decoder.draw_frame(parts.model, draft, uniforms)
-        self.calls = draft.calls
+    def _turn(self, known: Int[Tensor, "action slot"]) -> Turn:
+        layout = self.parts.model.layout
+        return Turn(
+            model=self.parts.model,
+            decoder=self.decoder,
+            cache=self._cache,
+            visual_ids=_unpack(self._ids[-1]),
+            action_ids=layout.actions_of_steps(known[: layout.frames_per_step])[0],
+            seed=self.seed,
+            number=len(self._ids),
+        )
+
+    def _add(self, action_ids: Int[Tensor, " slot"], drawn: Drawn) -> None:
+        self.calls = drawn.calls
         self._actions.append(_pack(action_ids))
-        self._ids.append(_pack(drawn[0]))
+        self._ids.append(_pack(drawn.ids))
+
+    @property
+    def grid_to_show(self) -> GridToShow:
+        """What the current frame is decoded from."""
+        number = self._grid_number(self.frame_index)
+        return GridToShow(pixels=self._pixels, number=number, ids=self._grid(number))
+
+    def look_ahead(self, action: NDArray[Any] | str) -> bool:
+        """Draw the next frame under the action that is likely to come, while there is time.
+
+        If it comes, the step is there at once; if another one does, nothing is lost but this work.
+        Nothing that the session shows or gives changes by it, now or later.
+
+        Source: speculation on actions, Next-Frame Diffusion, arXiv:2506.01380.
+
+        Args:
+            action: As for `step`; held for all frames that are drawn together.
+
+        Returns:
+            Whether there was something to draw.
+
+        Raises:
+            ActionError: If the action does not fit the world's schema.
+        """
+        if self.frames_left or self._ahead is not None:
+            return False
+        turn = self._turn(self._action_ids(action)[None])
+        num_frames = self._cache.num_frames
+        drawn = draw_grids([turn])[0]
+        # What was written stays behind the pointer until this very cache writes again.
+        self._cache.rewind_to(num_frames)
+        pixels = self._pixels.fork()
+        latest = len(self.start.action_ids) + turn.number
+        pixels.frame(latest, 0, lambda n: drawn.ids if n == latest else self._grid(n))
+        self._ahead = _Ahead(action=_pack(turn.action_ids), drawn=drawn, pixels=pixels)
+        return True
 
     def predict_action(self, sampling: SamplingConfig | None = None) -> NDArray[Any]:
         """Return what the players of the world's recordings would do now, `[group]`.
@@ -294,6 +383,7 @@ class Session:
         self._check_index(target)
         steps = self._step_of(target)
         observed = len(self.start.action_ids) + steps
+        self._ahead = None
         del self._actions[steps:], self._ids[steps + 1 :]
         self._frame_index = target
         self._pixels.forget_from(observed + 1)
@@ -390,6 +480,10 @@ class Session:
     def _step_of(self, index: int) -> int:
         """Return how many grids were drawn when frame `index` was."""
         return self.parts.model.layout.num_steps(index)
+
+    def _grid_number(self, index: int) -> int:
+        """Return the number of the grid with a frame, counted from the first one of the context."""
+        return len(self.start.action_ids) + self._step_of(index)
 
     def _grid(self, number: int) -> Int[Tensor, " cell"]:
         """Return the ids of a grid, counted from the first one of the context."""

@@ -243,10 +243,19 @@ class NextFrameTransformer(InterleavedTransformer):
     ) -> NextFrameDraft:
         """Commit one step (frame and action) to the cache; return the draft of the next frame."""
         visual_ids, action_ids = visual_ids.to(self.device), action_ids.to(self.device)
-        step = self.embedding(visual_ids[:, None], action_ids[:, None])[:, 0]
+        step = self._embed_step(visual_ids, action_ids)
         stream = self.run_step(cache, step, self._sequence_rotary(cache.frame_numbers[:, None]))
         hidden = stream[:, self.layout.visual_slice]
         return NextFrameDraft(previous_ids=visual_ids, hidden=hidden, logits=self.read(hidden))
+
+    def _embed_step(
+        self, visual_ids: Int[Tensor, "batch cell"], action_ids: Int[Tensor, "batch slot"]
+    ) -> Float[Tensor, "batch token width"]:
+        # On CPU a convolution of one picture, and a product with one vector, are rounded otherwise
+        # than those of many. One by one, a row's numbers do not depend on who else is in the batch.
+        rows = 1 if self.device.type == "cpu" else len(visual_ids)
+        pieces = zip(visual_ids[:, None].split(rows), action_ids[:, None].split(rows), strict=True)
+        return torch.cat([self.embedding(*piece)[:, 0] for piece in pieces])
 
     @torch.no_grad()
     def predict(

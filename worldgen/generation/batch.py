@@ -1,0 +1,208 @@
+"""Sessions that advance together, each to the very ids that it gets alone."""
+
+from collections.abc import Hashable, Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from worldgen.generation.pixels import decode_together
+from worldgen.generation.session import Session
+from worldgen.generation.turns import Drawn, Turn, draw_grids
+from worldgen.models.base import FrameDraft, WorldModel
+from worldgen.nn.cache import FrameCache, StepCache
+
+__all__ = ["LARGEST_BATCH", "advance_together", "batches_exactly"]
+
+LARGEST_BATCH = 8
+"""Rows of a batch. On a CPU there is little to gain beyond, and the first row waits for the last."""
+
+_Verdicts = dict[Hashable, bool]
+_verdicts: WeakKeyDictionary[WorldModel, _Verdicts] = WeakKeyDictionary()
+
+
+def advance_together(
+    sessions: Sequence[Session], known: Sequence[Int[Tensor, "action slot"]]
+) -> None:
+    """Let each session take a step, as its `advance` does; grids and pixels come in batches.
+
+    Sessions may be of any worlds and at any time; what each draws depends on nobody else. Products
+    of a batch may be rounded otherwise than those of one row, and a rounding can tip a draw. So a
+    batch is used where it changes no bit: that depends on the machine and on shapes alone, and is
+    found out the first time that a shape is met. Where it does not hold, rows are drawn one by one.
+
+    If one fails, those that were to be drawn with it or after it stay where they were.
+
+    Args:
+        sessions: Each at most once.
+        known: For each the action tokens of its step, and of the steps after it that are known.
+    """
+    turns = [session.turn(each) for session, each in zip(sessions, known, strict=True)]
+    companies: dict[Hashable, list[tuple[Session, Turn]]] = {}
+    for session, turn in zip(sessions, turns, strict=True):
+        if turn is None:
+            session.take(None)
+            continue
+        company = turn.company
+        companies.setdefault(id(turn) if company is None else company, []).append((session, turn))
+    for members in companies.values():
+        for first in range(0, len(members), LARGEST_BATCH):
+            batch = members[first : first + LARGEST_BATCH]
+            drawn = _draw([turn for _, turn in batch])
+            for (session, turn), each in zip(batch, drawn, strict=True):
+                session.take(turn, each)
+    decode_together([session.grid_to_show for session in sessions])
+
+
+def batches_exactly(
+    sessions: Sequence[Session], known: Sequence[Int[Tensor, "action slot"]]
+) -> bool:
+    """Whether a batch of these sessions comes out as each of them does alone, to the last bit.
+
+    Nothing advances by asking.
+
+    Args:
+        sessions: Each at most once; none that has its next frame already.
+        known: As for `advance_together`.
+    """
+    turns = [session.turn(each) for session, each in zip(sessions, known, strict=True)]
+    given = [turn for turn in turns if turn is not None]
+    company = given[0].company
+    if company is None or any(turn.company != company for turn in given):
+        return False
+    if _verdict(given) is None and _compare(given) is not None:
+        _rewind(given)
+    return bool(_verdict(given))
+
+
+def _draw(turns: Sequence[Turn]) -> list[Drawn]:
+    if len(turns) == 1:
+        return draw_grids(turns)
+    verdict = _verdict(turns)
+    if verdict is None:
+        drawn = _compare(turns)
+        if drawn is not None:
+            return drawn
+        verdict = False
+    return draw_grids(turns) if verdict else _draw_one_by_one(turns)
+
+
+def _draw_one_by_one(turns: Sequence[Turn], model: WorldModel | None = None) -> list[Drawn]:
+    drawn: list[Drawn] = []
+    try:
+        for turn in turns:
+            drawn += draw_grids([turn], model)
+    except BaseException:
+        _rewind(turns[: len(drawn)])
+        raise
+    return drawn
+
+
+def _verdict(turns: Sequence[Turn]) -> bool | None:
+    """Return whether a batch of that shape is as exact as single rows; None if that is unknown."""
+    return _verdicts.get(turns[0].model, {}).get(_shape(turns))
+
+
+def _shape(turns: Sequence[Turn]) -> Hashable:
+    return turns[0].company, len(turns), torch.get_num_threads()
+
+
+def _compare(turns: Sequence[Turn]) -> list[Drawn] | None:
+    """Draw rows one by one and in a batch; return what came out if the two are equal.
+
+    All that was asked and remembered is compared: of a hundred thousand numbers some would differ
+    if a product was formed in another order. Ids alone would agree nearly always.
+    """
+    # Read now: the caches move.
+    model, shape = turns[0].model, _shape(turns)
+    alone = [_Witness(model) for _ in turns]
+    expected: list[Drawn] = []
+    kept: list[list[Tensor]] = []
+    try:
+        for turn, witness in zip(turns, alone, strict=True):
+            expected += draw_grids([turn], witness)
+            kept.append(_remembered(turn))
+    finally:
+        _rewind(turns[: len(expected)])
+    together = _Witness(model)
+    drawn = draw_grids(turns, together)
+    same = all(
+        torch.equal(own.ids, row.ids)
+        and _all_equal([answer[number] for answer in together.answers], witness.answers)
+        and _all_equal(_remembered(turn), memory)
+        for number, (own, row, turn, witness, memory) in enumerate(
+            zip(expected, drawn, turns, alone, kept, strict=True)
+        )
+    )
+    _verdicts.setdefault(model, {})[shape] = same
+    if not same:
+        _rewind(turns)
+    return drawn if same else None
+
+
+def _rewind(turns: Sequence[Turn]) -> None:
+    """Take back a frame of each cache."""
+    for turn in turns:
+        turn.cache.rewind_to(turn.cache.num_frames - 1)
+
+
+def _remembered(turn: Turn) -> list[Tensor]:
+    """Return copies of what the caches' layers will see of the frames so far."""
+    return [
+        part.clone()
+        for layer in range(len(turn.cache.windows))
+        for part in turn.cache.read_before(layer)[:2]
+    ]
+
+
+def _all_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(map(torch.equal, some, others))
+
+
+class _Witness:
+    """A world model that keeps all of its answers."""
+
+    def __init__(self, model: WorldModel) -> None:
+        self._model = model
+        self.answers: list[Tensor] = []
+        """Logits, those of single rows without their batch."""
+        self.layout = model.layout
+        self.codebook_size = model.codebook_size
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
+
+    def new_cache(self, batch: int, *, spare: int = 0) -> FrameCache:
+        return self._model.new_cache(batch, spare=spare)
+
+    def observe(
+        self,
+        cache: StepCache,
+        visual_ids: Int[Tensor, "batch cell"],
+        action_ids: Int[Tensor, "batch slot"],
+    ) -> FrameDraft:
+        return self._model.observe(cache, visual_ids, action_ids)
+
+    def predict(
+        self, draft: FrameDraft, cells: Int[Tensor, " group"]
+    ) -> Float[Tensor, "batch group codebook"]:
+        return self._keep(self._model.predict(draft, cells))
+
+    def reveal(
+        self, draft: FrameDraft, cells: Int[Tensor, " group"], ids: Int[Tensor, "batch group"]
+    ) -> None:
+        self._model.reveal(draft, cells, ids)
+
+    def score(
+        self,
+        draft: FrameDraft,
+        ids: Int[Tensor, "batch cell"],
+        group_of_cell: Int[Tensor, "batch cell"],
+    ) -> Float[Tensor, "batch cell codebook"]:
+        return self._keep(self._model.score(draft, ids, group_of_cell))
+
+    def _keep(self, logits: Tensor) -> Tensor:
+        self.answers.append(logits[0] if len(logits) == 1 else logits)
+        return logits

@@ -1,0 +1,139 @@
+"""One grid to draw: of one session, or those of many sessions in one batch."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from worldgen.generation.random import frame_uniforms
+from worldgen.generation.refinement import RefinementDecoder
+from worldgen.generation.scheduled import Decoder, ScheduleDecoder
+from worldgen.models.base import WorldModel
+from worldgen.nn.cache import FrameCache, SeenFrames
+
+__all__ = ["CacheRows", "Drawn", "Turn", "draw_grids"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A step of one session whose grid is yet to be drawn."""
+
+    model: WorldModel
+    decoder: Decoder
+    cache: FrameCache
+    """Of the steps before."""
+    visual_ids: Int[Tensor, " cell"]
+    """Of the current grid."""
+    action_ids: Int[Tensor, " slot"]
+    """Taken in it."""
+    seed: int
+    number: int
+    """Of the grid to draw, from 0 for the session's first."""
+
+    @property
+    def company(self) -> Hashable:
+        """Equal for turns that can be drawn in one batch; None if this one is drawn alone.
+
+        They ask one model the same questions in the same order, and see equally many frames, so
+        that no row of a batch has to be filled up. A decoder that asks again where it guessed
+        wrong asks as often as the unluckiest row of a batch, of parts that depend on the others.
+        """
+        cache, decoder = self.cache, self.decoder
+        if type(cache) is not FrameCache or cache.batch != 1:
+            return None
+        if not isinstance(decoder, ScheduleDecoder | RefinementDecoder):
+            return None
+        longest = cache.config.sink + max(cache.windows)
+        seen = min(cache.num_frames, longest)
+        return id(self.model), type(decoder), decoder.name, decoder.sampling, cache.config, seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A grid, and what it took."""
+
+    ids: Int[Tensor, " cell"]
+    """On the CPU."""
+    calls: int
+    """Calls of the model, `predict` and `score`."""
+
+
+class CacheRows:
+    """Caches of one sequence each as the rows of a batch; see `worldgen.nn.cache.StepCache`.
+
+    They stay where they are, and go their own ways afterwards: forked, rewound, dropped. Eight of
+    them cost about a twentieth of a step more than one pool does, and no session has to know of
+    another.
+
+    Args:
+        caches: Such that every layer sees equally many frames in each.
+    """
+
+    def __init__(self, caches: Sequence[FrameCache]) -> None:
+        self._caches = caches
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """For each layer, how many frames (the current one included) it looks at."""
+        return self._caches[0].windows
+
+    @property
+    def frame_numbers(self) -> Int[Tensor, " batch"]:
+        """Number of the frame that each row writes next."""
+        return torch.cat([cache.frame_numbers for cache in self._caches])
+
+    def write_and_read(
+        self,
+        layer: int,
+        key: Float[Tensor, "batch head token width"],
+        value: Float[Tensor, "batch head token width"],
+    ) -> SeenFrames:
+        """Store the current frame's keys and values and return those in the layer's window."""
+        rows = zip(self._caches, key.split(1), value.split(1), strict=True)
+        return _stack([cache.write_and_read(layer, *row) for cache, *row in rows])
+
+    def read_before(self, layer: int) -> SeenFrames:
+        """Return the keys and values that the frame to come sees, itself not included."""
+        return _stack([cache.read_before(layer) for cache in self._caches])
+
+    def advance(self) -> None:
+        """Close the current frame of every row."""
+        for cache in self._caches:
+            cache.advance()
+
+
+def draw_grids(turns: Sequence[Turn], model: WorldModel | None = None) -> list[Drawn]:
+    """Observe the step of every turn and draw the grid that follows, in one batch.
+
+    Every row has its own world time, action and random numbers. If that fails, all caches are left
+    as they were.
+
+    Args:
+        turns: At least one; of one company.
+        model: Asked in place of that of the turns.
+    """
+    first = turns[0]
+    model = model or first.model
+    caches = [turn.cache for turn in turns]
+    before = [cache.num_frames for cache in caches]
+    visual_ids = torch.stack([turn.visual_ids for turn in turns])
+    action_ids = torch.stack([turn.action_ids for turn in turns])
+    seeds, numbers = [turn.seed for turn in turns], [turn.number for turn in turns]
+    try:
+        cache = caches[0] if len(caches) == 1 else CacheRows(caches)
+        draft = model.observe(cache, visual_ids, action_ids)
+        uniforms = frame_uniforms(seeds, numbers, model.layout.num_cells)
+        ids = first.decoder.draw_frame(model, draft, uniforms).cpu()
+    except BaseException:
+        for cache, num_frames in zip(caches, before, strict=True):
+            cache.rewind_to(num_frames)
+        raise
+    return [Drawn(ids=row, calls=draft.calls) for row in ids]
+
+
+def _stack(rows: Sequence[SeenFrames]) -> SeenFrames:
+    return SeenFrames(
+        torch.cat([row.keys for row in rows]), torch.cat([row.values for row in rows])
+    )
