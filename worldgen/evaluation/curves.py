@@ -88,9 +88,10 @@ def scatter_chart(
         x_label: Under the horizontal axis.
         y_label: At the top of the vertical axis.
     """
-    low, high, step = _nice_range(
-        min(value for _, value in points.values()), max(value for _, value in points.values())
-    )
+    heights = [value for _, value in points.values()]
+    # Around equal values there is no scale of their own.
+    margin = 0.5 if max(heights) - min(heights) < 1e-6 else 0.0
+    low, high, step = _nice_range(min(heights) - margin, max(heights) + margin)
     logs = [math.log10(value) for value, _ in points.values()]
     # Room at the right for the name of the last point.
     first, last = min(logs) - 0.05, max(logs) + max(0.25, 0.25 * (max(logs) - min(logs)))

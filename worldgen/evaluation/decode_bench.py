@@ -467,16 +467,13 @@ def _floor(
     """Return the mean over frames, whose calls may differ, for one frame of those drawn together."""
     model = subject.model
     itemsize = model.readout.weight.dtype.itemsize
+    names = tuple(machine.floor([], itemsize))
     floors = []
     for count in calls:
         passes = frame_work(model, decoder, count, num_past)
         if passes is None:
-            floors = []
-            break
+            return dict.fromkeys(names)
         floors.append(machine.floor(passes, itemsize))
-    names = tuple(machine.floor([], itemsize))
-    if not floors:
-        return dict.fromkeys(names)
     together = model.layout.frames_per_step
     return {name: statistics.mean(floor[name] for floor in floors) / together for name in names}
 

@@ -7,9 +7,11 @@ go faster than the machine's memory and its matrix products, which are measured 
 that a program may come near to and never reaches.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -217,8 +219,9 @@ _PROBE_SECONDS = 0.4
 _LEAST_RUNS = 5
 _LEAST_BYTES = 2**20
 _PROBE_WIDTH = 1024
-_MATRIX_SIDE = {"cpu": 512, "cuda": 8192}
-"""On a processor small enough to pass between two interruptions by other programs."""
+_PIECE_BYTES = 2**24
+_MATRIX_SIDES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
+"""On a processor the first is small enough to pass between two interruptions by other programs."""
 
 
 def probe_machine(device: torch.device, dtype: torch.dtype, working_bytes: int) -> Machine:
@@ -234,21 +237,30 @@ def probe_machine(device: torch.device, dtype: torch.dtype, working_bytes: int) 
             fits the processor's own memory is held against the speed of that one.
     """
     numbers = max(working_bytes, _LEAST_BYTES) // 4 // _PROBE_WIDTH * _PROBE_WIDTH
-    buffer = torch.ones(numbers, device=device)
-    matrix, vector = buffer.view(-1, _PROBE_WIDTH), torch.ones(_PROBE_WIDTH, device=device)
-    seconds = min(_best_seconds(buffer.sum, device), _best_seconds(lambda: matrix @ vector, device))
-    side = _MATRIX_SIDE.get(device.type, 512)
-    left = torch.ones(side, side, dtype=dtype, device=device)
-    product_seconds = _best_seconds(lambda: left @ left, device)
-    return Machine(
-        bytes_per_second=4 * numbers / seconds, operations_per_second=2 * side**3 / product_seconds
+    matrix = torch.ones(numbers // _PROBE_WIDTH, _PROBE_WIDTH, device=device)
+    vector = torch.ones(_PROBE_WIDTH, device=device)
+    # A processor reads the buffer piece by piece, round and round; what a program that interrupts
+    # takes then spoils a piece and not the buffer. A graphics card would hardly begin with a piece.
+    count = 1 if device.type == "cuda" else -(-4 * numbers // _PIECE_BYTES)
+    pieces = itertools.cycle(matrix.chunk(count))
+    piece_bytes = 4 * matrix.chunk(count)[0].numel()
+    seconds = min(
+        _best_seconds(lambda: next(pieces).sum(), device, least=count),
+        _best_seconds(lambda: next(pieces) @ vector, device, least=count),
     )
+    speeds = []
+    for side in _MATRIX_SIDES.get(device.type, (512,)):
+        left = torch.ones(side, side, dtype=dtype, device=device)
+        speeds.append(2 * side**3 / _best_seconds(partial(torch.mm, left, left), device))
+    return Machine(bytes_per_second=piece_bytes / seconds, operations_per_second=max(speeds))
 
 
-def _best_seconds(run: Callable[[], torch.Tensor], device: torch.device) -> float:
+def _best_seconds(
+    run: Callable[[], torch.Tensor], device: torch.device, least: int = _LEAST_RUNS
+) -> float:
     times: list[float] = []
     started = time.perf_counter()
-    while len(times) < _LEAST_RUNS or time.perf_counter() - started < _PROBE_SECONDS:
+    while len(times) < max(least, _LEAST_RUNS) or time.perf_counter() - started < _PROBE_SECONDS:
         begin = time.perf_counter()
         run()
         if device.type == "cuda":

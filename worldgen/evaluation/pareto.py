@@ -43,6 +43,7 @@ def compare_decoders(
     result["quality"] = {"clips": 0, "horizon": horizon, "note": None, "figures": QUALITIES}
     if not clips:
         return result
+    assert subject.tokenizer is not None
     parts = dataclasses.replace(
         world.parts, model=subject.model, visual_tokenizer=subject.tokenizer
     )

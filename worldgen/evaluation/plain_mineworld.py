@@ -179,4 +179,5 @@ class PlainMineWorld:
     def _norm(self, name: str, value: Tensor) -> Tensor:
         wide = value.float()
         scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.epsilon)
-        return self.tensors[f"{name}.weight"] * (wide * scale).to(value.dtype)
+        normed: Tensor = self.tensors[f"{name}.weight"] * (wide * scale).to(value.dtype)
+        return normed
