@@ -32,26 +32,30 @@ def advance_together(
     batch is used where it changes no bit: that depends on the machine and on shapes alone, and is
     found out the first time that a shape is met. Where it does not hold, rows are drawn one by one.
 
-    If one fails, those that were to be drawn with it or after it stay where they were.
+    If one fails, all stay where they were.
 
     Args:
         sessions: Each at most once.
         known: For each the action tokens of its step, and of the steps after it that are known.
     """
     turns = [session.turn(each) for session, each in zip(sessions, known, strict=True)]
-    companies: dict[Hashable, list[tuple[Session, Turn]]] = {}
-    for session, turn in zip(sessions, turns, strict=True):
-        if turn is None:
-            session.take(None)
-            continue
-        company = turn.company
-        companies.setdefault(id(turn) if company is None else company, []).append((session, turn))
-    for members in companies.values():
-        for first in range(0, len(members), LARGEST_BATCH):
-            batch = members[first : first + LARGEST_BATCH]
-            drawn = _draw([turn for _, turn in batch])
-            for (session, turn), each in zip(batch, drawn, strict=True):
-                session.take(turn, each)
+    companies: dict[Hashable, list[int]] = {}
+    for number, turn in enumerate(turns):
+        if turn is not None:
+            company = turn.company
+            companies.setdefault((company, None if company else number), []).append(number)
+    drawn: dict[int, Drawn] = {}
+    try:
+        for members in companies.values():
+            for first in range(0, len(members), LARGEST_BATCH):
+                batch = members[first : first + LARGEST_BATCH]
+                grids = _draw([turn for number in batch if (turn := turns[number]) is not None])
+                drawn.update(zip(batch, grids, strict=True))
+    except BaseException:
+        _rewind([turn for number in drawn if (turn := turns[number]) is not None])
+        raise
+    for number, (session, turn) in enumerate(zip(sessions, turns, strict=True)):
+        session.take(turn, drawn.get(number))
     decode_together([session.grid_to_show for session in sessions])
 
 

@@ -1,43 +1,97 @@
-"""Loads worlds once, counts visitors, and runs every model step in one thread."""
+"""Loads worlds once, counts visitors, and runs every model step in one thread, in batches."""
 
 import asyncio
 import contextlib
+import functools
+import logging
 import os
 import statistics
+import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from worldgen.errors import SessionLimitError, WorldgenError
+from worldgen.generation.batch import LARGEST_BATCH
 from worldgen.pipeline import World, load
+from worldgen.serving.foresight import Foresight
+from worldgen.serving.player import Player, Wish, advance_players
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Step"]
 
 _Result = TypeVar("_Result")
+_logger = logging.getLogger("worldgen.serving")
 
 _TRIAL_STEPS: Final = 8
 _WARM_UP_STEPS: Final = 2
+
+Frame = UInt8[np.ndarray, "height width 3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step that was taken."""
+
+    frame: Frame
+    seconds: float
+    """That the model took, for all whose steps were in the batch."""
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """Something that waits for the model thread."""
+
+    future: Future[Any] = field(default_factory=Future)
+    arrived: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(kw_only=True)
+class _Call(_Job):
+    function: Callable[[], Any]
+
+
+@dataclass(kw_only=True)
+class _Wait(_Job):
+    """The step that a visitor waits for."""
+
+    wish: Wish
+
+    def joins(self, other: "_Wait") -> bool:
+        """Whether the two may be drawn in one batch."""
+        mine, its = self.wish.player, other.wish.player
+        return mine.world is its.world and mine.decoder == its.decoder and mine is not its
 
 
 class Engine:
     """The worlds of a server and the one thread that computes in them.
 
     One thread on purpose: two sessions that run at once on the same cores finish later than the
-    same two in turn, and frames of several visitors interleave fairly when every step is a job
-    of its own. The event loop never waits for a model, so sockets stay alive.
+    same two in turn. Steps that wait at the same moment for the same world and decoder go in one
+    batch; everything else goes in the order in which it came. The event loop never waits for a
+    model, so sockets stay alive.
+
+    When nobody waits, the next frame of idle players is drawn under the action they repeat; see
+    `worldgen.serving.foresight`.
 
     Args:
         world_names: Shipped names or folders; loaded here, so that a broken world stops the start.
         max_sessions: Visitors at once.
+        look_ahead: Whether frames are drawn before they are asked for.
 
     Raises:
         WorldgenError: If a world cannot be loaded or none is named.
     """
 
-    def __init__(self, world_names: Sequence[str], *, max_sessions: int) -> None:
+    def __init__(
+        self, world_names: Sequence[str], *, max_sessions: int, look_ahead: bool = True
+    ) -> None:
         if not world_names:
             raise WorldgenError("no world to play; name at least one, for example car_racing")
         if max_sessions < 1:
@@ -48,9 +102,15 @@ class Engine:
             self.worlds[world.name if world.name not in self.worlds else str(name)] = world
         self.max_sessions = max_sessions
         self._open_sessions = 0
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worldgen-model")
+        self._batches: Counter[int] = Counter()
+        self._foresight = Foresight()
+        self._look_ahead = look_ahead
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._stopped = False
+        threading.Thread(target=self._work, name="worldgen-model", daemon=True).start()
         # In that thread, because torch counts helpers per thread.
-        self._thread.submit(_use_best_num_threads, next(iter(self.worlds.values()))).result()
+        self._warm_up = self._submit(_Call(function=self._warm)).result()
 
     @property
     def open_sessions(self) -> int:
@@ -76,15 +136,158 @@ class Engine:
             self._open_sessions -= 1
 
     async def run(self, function: Callable[[], _Result]) -> _Result:
-        """Run a function in the model thread, after the steps that wait there already."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+        """Run a function in the model thread, after what waits there already."""
+        future: Future[_Result] = self._submit(_Call(function=function))
+        return await asyncio.wrap_future(future)
+
+    async def step(
+        self, player: Player, action: np.ndarray, following: Sequence[np.ndarray] = ()
+    ) -> Step:
+        """Let a player take a step, in one batch with the others who wait for theirs.
+
+        What it draws does not depend on them, and a failure of theirs does not hurt.
+
+        Args:
+            player: Has no other step under way.
+            action: Settings of the groups.
+            following: The actions after it where they are known; see `Session.step`.
+        """
+        wish = Wish(player=player, action=action, following=tuple(following))
+        return await asyncio.wrap_future(self._submit(_Wait(wish=wish)))
+
+    def info(self) -> dict[str, Any]:
+        """Return what the warm-up found, and what was done since, as JSON can hold it.
+
+        `batches` counts steps by the number of those that were taken together; `foresight` is
+        explained in `worldgen.serving.foresight`.
+        """
+        return {
+            "warm_up": self._warm_up,
+            "batches": {str(size): count for size, count in sorted(self._batches.items())},
+            "foresight": self._foresight.info(),
+        }
 
     def stop(self) -> None:
         """Let the running step finish and drop those that wait."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        with self._changed:
+            self._stopped = True
+            waiting, self._jobs = self._jobs, deque()
+            self._changed.notify()
+        for job in waiting:
+            job.future.cancel()
+        if self._batches:
+            _logger.info("steps by size of batch: %s", dict(sorted(self._batches.items())))
+            _logger.info("frames drawn ahead: %s", self._foresight.info())
+
+    def _submit(self, job: _Job) -> Future[Any]:
+        with self._changed:
+            if self._stopped:
+                job.future.cancel()
+            else:
+                self._jobs.append(job)
+                self._changed.notify()
+        return job.future
+
+    # In the model thread.
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._stopped and not self._foresight.candidate:
+                    self._changed.wait()
+                if self._stopped:
+                    return
+                jobs = self._next_jobs()
+            if not jobs:
+                self._foresight.look()
+                continue
+            given = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            waits = [job for job in given if isinstance(job, _Wait)]
+            if waits:
+                self._step(waits)
+            for job in given:
+                if isinstance(job, _Call):
+                    _settle(job, job.function)
+
+    def _next_jobs(self) -> list[_Job]:
+        """Take the job that has waited longest, and the steps that go in one batch with it."""
+        if not self._jobs:
+            return []
+        first = self._jobs.popleft()
+        if not isinstance(first, _Wait):
+            return [first]
+        company: list[_Job] = [first]
+        for job in list(self._jobs):
+            # A visitor has one message answered at a time, so none overtakes his own.
+            if len(company) < LARGEST_BATCH and isinstance(job, _Wait) and job.joins(first):
+                company.append(job)
+                self._jobs.remove(job)
+        return company
+
+    def _step(self, waits: Sequence[_Wait]) -> None:
+        self._batches[len(waits)] += len(waits)
+        foreseen = [self._foresight.judge(wait.wish, wait.arrived) for wait in waits]
+        begin = time.perf_counter()
+        together = len(waits) > 1 and self._advance(waits)
+        for wait in waits:
+            if together:
+                seconds = time.perf_counter() - begin
+                _settle(wait, functools.partial(_shown, wait.wish, seconds))
+            else:
+                _settle(wait, functools.partial(_taken, wait.wish))
+        end = time.perf_counter()
+        if self._look_ahead:
+            for wait, was_there in zip(waits, foreseen, strict=True):
+                drawing = None if was_there else (end - begin) / len(waits)
+                self._foresight.answered(wait.wish.player, end, drawing)
+
+    def _advance(self, waits: Sequence[_Wait]) -> bool:
+        try:
+            advance_players([wait.wish for wait in waits])
+        # Everybody is where he was; alone, only he fails whose fault it is.
+        except Exception:
+            _logger.debug("a batch failed", exc_info=True)
+            return False
+        return True
+
+    def _warm(self) -> dict[str, Any]:
+        """Take the first steps, which are slow, before anybody waits for them; choose threads."""
+        threads = _use_best_num_threads(next(iter(self.worlds.values())))
+        worlds = {}
+        for key, world in self.worlds.items():
+            seconds = _median_step_time(world)
+            worlds[key] = {
+                "decoder": world.card.decoders[0],
+                "milliseconds": round(1000 * seconds, 1),
+            }
+            _logger.info(
+                "%s is warm: %.1f ms a step by %s, %d threads of torch",
+                *(key, 1000 * seconds, world.card.decoders[0], threads),
+            )
+        return {"threads": threads, "worlds": worlds}
 
 
-def _use_best_num_threads(world: World) -> None:
+def _settle(job: _Job, function: Callable[[], Any]) -> None:
+    try:
+        result = function()
+    # It belongs to whom waits for the result.
+    except BaseException as error:
+        job.future.set_exception(error)
+    else:
+        job.future.set_result(result)
+
+
+def _taken(wish: Wish) -> Step:
+    begin = time.perf_counter()
+    frame = wish.take()
+    return Step(frame=frame, seconds=time.perf_counter() - begin)
+
+
+def _shown(wish: Wish, seconds: float) -> Step:
+    return Step(frame=wish.player.show(), seconds=seconds)
+
+
+def _use_best_num_threads(world: World) -> int:
     """Let this thread compute alone if that is faster than with helpers, by a short trial.
 
     On an idle machine helpers pay off; on a busy one each step waits for the helper that gets a
@@ -92,13 +295,17 @@ def _use_best_num_threads(world: World) -> None:
     """
     most = torch.get_num_threads()
     if most == 1 or "OMP_NUM_THREADS" in os.environ:
-        return
-    times = {count: _median_step_time(world, count) for count in (1, most)}
-    torch.set_num_threads(min(times, key=times.__getitem__))
+        return most
+    times = {}
+    for count in (1, most):
+        torch.set_num_threads(count)
+        times[count] = _median_step_time(world)
+    best = min(times, key=times.__getitem__)
+    torch.set_num_threads(best)
+    return best
 
 
-def _median_step_time(world: World, num_threads: int) -> float:
-    torch.set_num_threads(num_threads)
+def _median_step_time(world: World) -> float:
     session, rest = world.session(), world.action_tokenizer.schema.rest()
     times = []
     for _ in range(_WARM_UP_STEPS + _TRIAL_STEPS):

@@ -7,15 +7,25 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Num, UInt8
 
 from worldgen.errors import SessionLimitError
+from worldgen.generation.batch import advance_together
 from worldgen.generation.log import RolloutLog
 from worldgen.generation.session import Session
 from worldgen.pipeline import World
 from worldgen.serving.window import FrameWindow
 
-__all__ = ["MAX_BRANCHES", "WINDOW_SECONDS", "Branch", "Player", "actions_from"]
+__all__ = [
+    "MAX_BRANCHES",
+    "WINDOW_SECONDS",
+    "Branch",
+    "Player",
+    "Wish",
+    "actions_from",
+    "advance_players",
+]
 
 MAX_BRANCHES: Final = 8
 """Every branch holds a key-value cache of its own, so their number is bounded."""
@@ -138,9 +148,19 @@ class Player:
             action: Settings of the groups.
             following: The actions after it where they are known; see `Session.step`.
         """
-        frame = self.current.session.step(action, following)
+        self.current.session.step(action, following)
+        return self.show()
+
+    def show(self) -> Frame:
+        """Return the frame that the session has reached, and remember it."""
+        frame = self.current.session.frame
         self.current.window.append(frame)
         return frame
+
+    @property
+    def rest(self) -> np.ndarray:
+        """The action that does nothing, `[group]`."""
+        return actions_from(self.world.action_tokenizer.schema.rest(), self.world)
 
     def rewind(self, index: int) -> None:
         """Go back to frame `index` of the current branch and forget what came after it.
@@ -204,3 +224,34 @@ class Player:
             known = ", ".join(str(number) for number in self._branches)
             raise SessionLimitError(f"there is no branch {identifier}; open are {known}")
         return self._branches[identifier]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wish:
+    """A step that a player wants to take."""
+
+    player: Player
+    action: np.ndarray
+    """Settings of the groups."""
+    following: Sequence[np.ndarray] = ()
+    """The actions after it where they are known; see `Session.step`."""
+
+    def take(self) -> Frame:
+        """Take it; return the next frame."""
+        return self.player.step(self.action, self.following)
+
+
+def advance_players(wishes: Sequence[Wish]) -> None:
+    """Let players of one world take a step each, in one batch; `Player.show` gives the frames.
+
+    If one fails, all are where they were.
+
+    Raises:
+        ActionError: If an action does not fit.
+    """
+    encode = wishes[0].player.world.action_tokenizer.encode
+    known = [
+        torch.from_numpy(np.stack([encode(np.asarray(a)) for a in (wish.action, *wish.following)]))
+        for wish in wishes
+    ]
+    advance_together([wish.player.current.session for wish in wishes], known)

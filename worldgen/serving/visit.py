@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -170,7 +170,8 @@ class Visit:
             action = actions_from(step.values, player.world)
         except ActionError as error:
             raise ConnectionEndedError(CloseCode.GARBAGE, f"garbage: {error}") from error
-        picture = await self._engine.run(functools.partial(_take_step, player, action, step.stamp))
+        taken = await self._engine.step(player, action)
+        picture = _picture_of(player, step.stamp, 1000 * taken.seconds)
         await self._connection.send(protocol.pack_picture(picture))
         self._num_frames += 1
         # After the picture is on its way: the real environment must not delay the dream. It gets
@@ -240,15 +241,14 @@ class Visit:
         together = player.current.session.frames_per_step
         for number, action in enumerate(actions[:total], start=1):
             following = actions[number : number + together - 1]
-            picture = await self._engine.run(
-                functools.partial(_take_step, player, action, 0.0, following)
-            )
+            taken = await self._engine.step(player, action, following)
             digests.append(frame_digest(player.current.session.ids))
             if self._connection.cancelled:
                 await self._connection.say("cancelled")
                 return None
             if time.monotonic() - shown > _PROGRESS_SECONDS:
                 shown = time.monotonic()
+                picture = _picture_of(player, milliseconds=1000 * taken.seconds)
                 await self._connection.send(protocol.pack_picture(picture))
                 await self._connection.say("progress", done=number, total=total)
         await self._begin(player)
@@ -311,15 +311,6 @@ class Visit:
         # Not in the model thread: other visitors play on while x264 works.
         content = await asyncio.to_thread(encode_video, dream, real, player.world.frames_per_second)
         await self._connection.send(protocol.pack_file(content))
-
-
-def _take_step(
-    player: Player, action: np.ndarray, stamp: float, following: Sequence[np.ndarray] = ()
-) -> Picture:
-    begin = time.perf_counter()
-    player.step(action, following)
-    milliseconds = 1000 * (time.perf_counter() - begin)
-    return _picture_of(player, stamp, milliseconds)
 
 
 def _picture_of(player: Player, stamp: float = 0.0, milliseconds: float = 0.0) -> Picture:
