@@ -58,7 +58,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, recording: Path) -> World:
         )
         for name, num_frames in (("road", 3), ("long", 6))
     }
-    figures = {"yaw_change": {"correlation": 0.99}, "speed": {"correlation": 0.5}}
+    figures = {
+        name: {"correlation": reached, "root_mean_square_error": 1.0}
+        for name, reached in (("yaw_change", 0.99), ("speed", 0.5))
+    }
     save_probes(folder / "probe.safetensors", probes, dict.fromkeys(probes, figures))
     return load(folder)
 
