@@ -72,6 +72,17 @@ def test_operations_of_the_next_token_model_are_at_most_those_counted(
     assert 0.7 * total <= sum(work.operations for work in works) <= total
 
 
+def test_a_guess_that_rounding_may_have_decided_counts_raster_order_too() -> None:
+    model = NextFrameTransformer(tiny_model_config())
+    jacobi, raster = (make_decoder(name, model.layout, GREEDY) for name in ("jacobi", "raster"))
+    two = frame_work(model, jacobi, 2, 3)
+    again = frame_work(model, jacobi, 2 + 64, 3)
+    plain = frame_work(model, raster, 64, 3)
+    assert two is not None
+    assert plain is not None
+    assert again == two + plain[1:]
+
+
 def test_a_whole_frame_of_the_next_token_model_is_counted_exactly() -> None:
     model = next_token_model()
     total, works = counted(model, "raster", 5)

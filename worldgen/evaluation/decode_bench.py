@@ -1,6 +1,7 @@
 """Speed of every decoder on one model, beside the least time that the machine allows."""
 
 import copy
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -333,6 +334,8 @@ def bench_decoders(
     conditions = hardware()
     notes = [] if warm_up else ["too few frames for a warm-up: the first one counts"]
     notes += _busy(conditions)
+    if subject.sampling.guidance or subject.sampling.last_temperature is not None:
+        notes.append("guidance and temperatures of single cells are left out")
     notes += _slow(subject, decoders, machine, grids + warm_up)
     for note in notes:
         if tell is not None:
@@ -359,11 +362,7 @@ def bench_decoders(
         "frames_drawn_together": model.layout.frames_per_step,
         "cells": model.layout.num_cells,
         "pixels_included": subject.tokenizer is not None,
-        "sampling": {
-            "temperature": subject.sampling.temperature,
-            "top_k": subject.sampling.top_k,
-            "top_p": subject.sampling.top_p,
-        },
+        "sampling": dataclasses.asdict(subject.sampling),
         "machine": machine.to_json(),
         "decoders": entries,
         **({"upstream": upstream_entries} if upstream else {}),

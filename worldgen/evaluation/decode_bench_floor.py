@@ -22,7 +22,7 @@ from worldgen.generation.refinement import RefinementDecoder
 from worldgen.generation.scheduled import Decoder, ScheduleDecoder
 from worldgen.models import NextFrameTransformer, NextTokenTransformer
 from worldgen.nn.blocks import BlockConfig
-from worldgen.schedule import DecodeSchedule
+from worldgen.schedule import DecodeSchedule, make_schedule
 
 __all__ = ["Machine", "Work", "frame_work", "probe_machine"]
 
@@ -105,6 +105,11 @@ def frame_work(
         passes = _NextTokenPasses(model, num_past)
     if isinstance(decoder, ScheduleDecoder):
         return [passes.observe(), *passes.groups(decoder.schedule)]
+    guesses = calls - model.layout.num_cells
+    if isinstance(decoder, JacobiDecoder) and guesses > 0:
+        # What rounding might have decided was drawn again, cell by cell.
+        raster = make_schedule("raster", model.layout.rows, model.layout.columns)
+        return [passes.observe(), *[passes.score()] * guesses, *passes.groups(raster)]
     if isinstance(decoder, JacobiDecoder | GroupedJacobiDecoder | RefinementDecoder):
         return [passes.observe(), *[passes.score()] * calls]
     return None
