@@ -163,7 +163,9 @@ def test_a_guess_for_a_branch_that_was_left_is_no_hit(world: World) -> None:
 
 def test_the_warm_up_is_reported(world_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "worldgen.serving"):
-        info = Engine([str(world_folder)], max_sessions=2).info()
+        engine = Engine([str(world_folder)], max_sessions=2)
+        engine.report_warm_up()
+    info = engine.info()
     assert info["warm_up"]["worlds"]["tiny"]["decoder"] == "whole_frame"
     assert info["warm_up"]["threads"] >= 1
     assert any("tiny is warm" in record.getMessage() for record in caplog.records)

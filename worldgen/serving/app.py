@@ -65,6 +65,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        engine.report_warm_up()
         yield
         engine.stop()
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -106,9 +106,8 @@ class Engine:
         self._foresight = Foresight()
         self._look_ahead = look_ahead
         self._jobs: deque[_Job] = deque()
-        self._changed = threading.Condition()
-        self._stopped = False
-        threading.Thread(target=self._work, name="worldgen-model", daemon=True).start()
+        self._jobs_lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worldgen-model")
         # In that thread, because torch counts helpers per thread.
         self._warm_up = self._submit(_Call(function=self._warm)).result()
 
@@ -167,12 +166,19 @@ class Engine:
             "foresight": self._foresight.info(),
         }
 
+    def report_warm_up(self) -> None:
+        """Write what the warm-up found to the log."""
+        for key, found in self._warm_up["worlds"].items():
+            _logger.info(
+                "%s is warm: %.1f ms a step by %s, torch on %d threads",
+                *(key, found["milliseconds"], found["decoder"], self._warm_up["threads"]),
+            )
+
     def stop(self) -> None:
         """Let the running step finish and drop those that wait."""
-        with self._changed:
-            self._stopped = True
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        with self._jobs_lock:
             waiting, self._jobs = self._jobs, deque()
-            self._changed.notify()
         for job in waiting:
             job.future.cancel()
         if self._batches:
@@ -180,34 +186,36 @@ class Engine:
             _logger.info("frames drawn ahead: %s", self._foresight.info())
 
     def _submit(self, job: _Job) -> Future[Any]:
-        with self._changed:
-            if self._stopped:
-                job.future.cancel()
-            else:
-                self._jobs.append(job)
-                self._changed.notify()
+        with self._jobs_lock:
+            self._jobs.append(job)
+        if not self._wake():
+            job.future.cancel()
         return job.future
+
+    def _wake(self) -> bool:
+        """Have the model thread look for something to do; return False if it has ended."""
+        try:
+            self._thread.submit(self._work)
+        except RuntimeError:
+            return False
+        return True
 
     # In the model thread.
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._jobs and not self._stopped and not self._foresight.candidate:
-                    self._changed.wait()
-                if self._stopped:
-                    return
-                jobs = self._next_jobs()
-            if not jobs:
-                self._foresight.look()
-                continue
-            given = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-            waits = [job for job in given if isinstance(job, _Wait)]
-            if waits:
-                self._step(waits)
-            for job in given:
-                if isinstance(job, _Call):
-                    _settle(job, job.function)
+        with self._jobs_lock:
+            jobs = self._next_jobs()
+        given = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+        waits = [job for job in given if isinstance(job, _Wait)]
+        if waits:
+            self._step(waits)
+        for job in given:
+            if isinstance(job, _Call):
+                _settle(job, job.function)
+        if not jobs:
+            self._foresight.look()
+        if not self._jobs and self._foresight.candidate is not None:
+            self._wake()
 
     def _next_jobs(self) -> list[_Job]:
         """Take the job that has waited longest, and the steps that go in one batch with it."""
@@ -260,10 +268,6 @@ class Engine:
                 "decoder": world.card.decoders[0],
                 "milliseconds": round(1000 * seconds, 1),
             }
-            _logger.info(
-                "%s is warm: %.1f ms a step by %s, %d threads of torch",
-                *(key, 1000 * seconds, world.card.decoders[0], threads),
-            )
         return {"threads": threads, "worlds": worlds}
 
 
