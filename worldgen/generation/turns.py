@@ -63,9 +63,9 @@ class Drawn:
 class CacheRows:
     """Caches of one sequence each as the rows of a batch; see `worldgen.nn.cache.StepCache`.
 
-    They stay where they are, and go their own ways afterwards: forked, rewound, dropped. Eight of
-    them cost about a twentieth of a step more than one pool does, and no session has to know of
-    another.
+    They stay where they are, and go their own ways afterwards: forked, rewound, dropped. On a CPU
+    reading eight of them costs within a tenth of a step what a pool of pages costs (50 ms against
+    45 for `observe`), and no session has to know of another.
 
     Args:
         caches: Such that every layer sees equally many frames in each.
