@@ -14,7 +14,7 @@ from worldgen.generation.batch import advance_together, batches_exactly
 from worldgen.generation.scheduled import ScheduleDecoder
 from worldgen.generation.turns import CacheRows
 from worldgen.models.next_frame import NextFrameTransformer
-from worldgen.pipeline import World, load
+from worldgen.pipeline import World, load, shipped_worlds
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,18 @@ def test_random_companies_give_what_each_session_gives_alone(world: World) -> No
     played = [session for session in sessions + gone if session.frame_index]
     assert len(played) > 5
     assert all(replays(session, world) for session in played)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped_worlds())
+def test_shipped_worlds_replay_alone_what_was_played_in_company(name: str) -> None:
+    world, choices = load(name), random.Random(3)
+    known = [ids[None] for start in world.starts for ids in start.action_ids]
+    sessions = [world.session(seed=seed, start=seed % len(world.starts)) for seed in range(5)]
+    for _ in range(16):
+        company = choices.sample(sessions, choices.randint(1, 5))
+        advance_together(company, [choices.choice(known) for _ in company])
+    assert all(replays(session, world) for session in sessions)
 
 
 def test_grids_of_several_frames_are_drawn_together_too(clips: World) -> None:
