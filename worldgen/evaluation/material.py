@@ -155,20 +155,29 @@ def prepare(
 def held_rollouts(
     material: Material, names: tuple[str, ...], steps: int, tell: Progress
 ) -> dict[str, UInt8[np.ndarray, "clip time height width 3"]]:
-    """Return for each action the context and `steps` frames dreamt while it is held."""
+    """Return for each action the context and `steps` frames dreamt while it is held.
+
+    Every action has the random numbers of the clips; all are dreamt in one batch.
+    """
     schema = material.world.action_tokenizer.schema
-    context = material.context
-    held = {}
+    context, count = material.context, len(material.clips)
+    actions = []
     for name in names:
-        tell(f"hold {name}")
         settings = schema.action(schema.named[name])
-        shape = (len(material.clips), steps, len(settings))
-        actions = np.concatenate(
-            (material.clips.actions[:, : context - 1], np.broadcast_to(settings, shape)), axis=1
-        )
-        ids = material.roller.roll_out(material.context_ids, actions)
-        held[name] = material.dream(material.show(ids, steps))
-    return held
+        held = np.broadcast_to(settings, (count, steps, len(settings)))
+        actions.append(np.concatenate((material.clips.actions[:, : context - 1], held), axis=1))
+    roller = dataclasses.replace(
+        material.roller, seeds=list(material.roller.seeds[:count]) * len(names)
+    )
+    ids = roller.roll_out(
+        np.concatenate([material.context_ids] * len(names)),
+        np.concatenate(actions),
+        progress=lambda text: tell(f"hold {', '.join(names)}: {text}"),
+    )
+    return {
+        name: material.dream(material.show(part, steps))
+        for name, part in zip(names, np.split(ids, len(names)), strict=True)
+    }
 
 
 def load_world_probes(world: World) -> tuple[dict[str, Probe], dict[str, Any]]:
