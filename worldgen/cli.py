@@ -105,6 +105,11 @@ def _add_rollout(commands: Any) -> None:
     )
     rollout.add_argument("--temperature", type=float, help="default: the world's own")
     rollout.add_argument("--top-p", type=float, help="default: the world's own")
+    rollout.add_argument("--top-k", type=_whole_number(1), help="default: the world's own")
+    rollout.add_argument("--min-p", type=float, help="default: the world's own")
+    rollout.add_argument(
+        "--guidance", type=float, help="towards the actions; default: the world's own"
+    )
     _add_video(rollout)
     rollout.add_argument("--log", type=Path, metavar="FILE.json", help="log to write, for replay")
 

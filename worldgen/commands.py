@@ -460,9 +460,10 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
 
 
 def _sampling(world: World, arguments: Namespace) -> SamplingConfig:
-    wanted = {"temperature": arguments.temperature, "top_p": arguments.top_p}
+    names = ("temperature", "top_k", "top_p", "min_p", "guidance")
+    given = {name: getattr(arguments, name) for name in names}
     return dataclasses.replace(
-        world.card.sampling, **{name: value for name, value in wanted.items() if value is not None}
+        world.card.sampling, **{name: value for name, value in given.items() if value is not None}
     )
 
 

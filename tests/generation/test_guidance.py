@@ -1,9 +1,12 @@
 """Steered models: towards an action, and with a temperature for each cell."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from tests.factories import tiny_model_config
+from tests.factories import tiny_model_config, tiny_world
 from tests.models.test_next_token import make_model
 from worldgen.errors import ConfigError
 from worldgen.generation import SamplingConfig, make_decoder
@@ -11,6 +14,7 @@ from worldgen.generation.guidance import GuidedModel, TemperedModel, steer
 from worldgen.generation.random import frame_uniforms
 from worldgen.generation.sampling import distribution
 from worldgen.models import NextFrameTransformer, WorldModel
+from worldgen.pipeline import load
 from worldgen.schedule import make_schedule
 
 REST = torch.tensor([0, 3])
@@ -125,3 +129,24 @@ def test_wrong_settings_are_one_clear_message(wrong: dict[str, float], message: 
 def test_rest_must_be_that_of_a_step(model: NextFrameTransformer) -> None:
     with pytest.raises(ConfigError, match="a step has 2 action tokens"):
         GuidedModel(model, torch.zeros(3, dtype=torch.int64), 1.0)
+
+
+@pytest.mark.parametrize("decoder", ["strided:4", "jacobi"])
+def test_guided_sessions_fork_rewind_save_and_replay(tmp_path: Path, decoder: str) -> None:
+    world = load(tiny_world(tmp_path / "world"))
+    sampling = SamplingConfig(guidance=2.0, last_temperature=0.5, min_p=0.01, top_k=40)
+    session = world.session(seed=3, decoder=decoder, sampling=sampling)
+    actions = ["left", "gas", "right", "brake", "left+gas", "nothing"]
+    for action in actions:
+        session.step(action)
+    fork = session.fork()
+    fork.rewind(3)
+    for action in actions[3:]:
+        fork.step(action)
+    assert np.array_equal(fork.ids, session.ids)
+    session.save(tmp_path / "log.json")
+    assert world.load_session(tmp_path / "log.json").log() == session.log()
+    plain = world.session(seed=3, decoder=decoder)
+    for action in actions:
+        plain.step(action)
+    assert not np.array_equal(plain.ids, session.ids)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from worldgen.errors import ActionError, LogError, SessionLimitError
 from worldgen.generation.decoding import Decoder, make_decoder
+from worldgen.generation.guidance import steer
 from worldgen.generation.log import RolloutLog, frame_digest
 from worldgen.generation.pixels import GridToShow, SessionPixels
 from worldgen.generation.random import frame_uniforms
@@ -104,6 +105,9 @@ class Session:
         self.parts = parts
         self.seed = seed
         self.decoder = decoder
+        rest = parts.action_tokenizer.encode(parts.action_tokenizer.schema.rest())
+        rest_ids = torch.from_numpy(rest).repeat(parts.model.layout.frames_per_step)
+        self._model = steer(parts.model, decoder.sampling, rest_ids)
         self.calls = 0
         """Calls of the model, `predict` and `score`, that the grid drawn last took."""
         self.reset(start, start_index)
@@ -278,7 +282,7 @@ class Session:
     def _turn(self, known: Int[Tensor, "action slot"]) -> Turn:
         layout = self.parts.model.layout
         return Turn(
-            model=self.parts.model,
+            model=self._model,
             decoder=self.decoder,
             cache=self._cache,
             visual_ids=_unpack(self._ids[-1]),
@@ -355,9 +359,11 @@ class Session:
         uniforms = frame_uniforms([self.seed], [self.frame_index], len(slot_ids), stream=1)
 
         def choose(slot: int, logits: Tensor) -> Tensor:
-            return draw(logits, uniforms[:, slot].to(logits.device), rules)
+            return draw(logits, uniforms[:, slot].expand(len(logits)).to(logits.device), rules)
 
-        ids = model.predict_action(self._cache, _unpack(self._ids[-1])[None], slot_ids, choose)
+        # A guided session remembers its frames twice, first with the actions that were taken.
+        visual_ids = _unpack(self._ids[-1]).expand(self._cache.batch, -1)
+        ids = model.predict_action(self._cache, visual_ids, slot_ids, choose)
         return self.parts.action_tokenizer.decode(ids[0, : tokenizer.num_slots].cpu().numpy())
 
     def fork(self) -> "Session":
@@ -499,11 +505,11 @@ class Session:
         return np.frombuffer(b"".join(self._actions), dtype=np.int32).reshape(rows, slots)
 
     def _observe_again(self, num_steps: int) -> None:
-        self._cache = self.parts.model.new_cache(1, spare=_SPARE_STEPS)
+        self._cache = self._model.new_cache(1, spare=_SPARE_STEPS)
         frames = [*self.start.visual_ids[:-1], *map(_unpack, self._ids[:num_steps])]
         actions = [*self.start.action_ids, *map(_unpack, self._actions[:num_steps])]
         for visual_ids, action_ids in zip(frames, actions, strict=True):
-            self.parts.model.observe(self._cache, visual_ids[None], action_ids[None])
+            self._model.observe(self._cache, visual_ids[None], action_ids[None])
 
     def _action_ids(self, action: NDArray[Any] | str) -> Int[Tensor, " slot"]:
         tokenizer = self.parts.action_tokenizer
