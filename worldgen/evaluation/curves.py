@@ -90,7 +90,7 @@ def scatter_chart(
     """
     heights = [value for _, value in points.values()]
     # Around equal values there is no scale of their own.
-    margin = 0.5 if max(heights) - min(heights) < 1e-6 else 0.0
+    margin = 0.05 if max(heights) - min(heights) < 1e-6 else 0.0
     low, high, step = _nice_range(min(heights) - margin, max(heights) + margin)
     logs = [math.log10(value) for value, _ in points.values()]
     # Room at the right for the name of the last point.
