@@ -220,7 +220,7 @@ class MineWorldSession:
     @property
     def frame(self) -> NDArray[np.uint8]:
         """The current frame, uint8 `[height, width, 3]`."""
-        return self._pixels.frame(0, -1, lambda _: self._frames[-1])
+        return self._pixels.frame(self.frame_index, -1, lambda _: self._frames[-1])
 
     def step(self, action: NDArray[Any] | str) -> NDArray[np.uint8]:
         """Take an action in the current frame; return the next one, uint8 `[height, width, 3]`.
