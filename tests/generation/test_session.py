@@ -17,6 +17,7 @@ from worldgen.models.next_frame import group_masks
 from worldgen.pipeline import World, load
 from worldgen.schedule import make_schedule
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*was not trained for decoder")
 ACTIONS = ["left", "gas", "nothing", "left+gas", "brake", "right"]
 
 

@@ -207,7 +207,7 @@ def _block_mask(mask: FrameMask, device: torch.device) -> Any:
 
 def _obstacle_to_xformers(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     if find_spec("xformers") is None:
-        return "the package xformers is not installed (pip install 'worldgen[xformers]')"
+        return "the package xformers is not installed (install the release made for this torch)"
     if not query.is_cuda:
         return f"xformers attends on CUDA alone, the tensors are on {query.device.type}"
     if query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
