@@ -138,7 +138,7 @@ def test_auto_takes_sdpa_where_there_is_no_gpu(clip: bool) -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worldgen.nn.attention_backends.find_spec", lambda name: None)
     query, key, value = parts(2, 2, 3, 3)
-    with pytest.raises(ConfigError, match="xformers is not installed .*made for this torch"):
+    with pytest.raises(ConfigError, match=r"xformers is not installed .*made for this torch"):
         attend(query, key, value, backend="xformers")
 
 
