@@ -10,8 +10,8 @@ from torch import Tensor
 from worldgen.generation.pixels import decode_together
 from worldgen.generation.session import Session
 from worldgen.generation.turns import Drawn, Turn, draw_grids
-from worldgen.models.base import FrameDraft, WorldModel
-from worldgen.nn.cache import FrameCache, StepCache
+from worldgen.generation.wrapped import WrappedModel
+from worldgen.models.base import WorldModel
 
 __all__ = ["LARGEST_BATCH", "advance_together", "batches_exactly"]
 
@@ -164,49 +164,16 @@ def _all_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return len(some) == len(others) and all(map(torch.equal, some, others))
 
 
-class _Witness:
+class _Witness(WrappedModel):
     """A world model that keeps all of its answers."""
 
-    def __init__(self, model: WorldModel) -> None:
-        self._model = model
+    def __init__(self, inner: WorldModel) -> None:
+        super().__init__(inner)
         self.answers: list[Tensor] = []
         """Logits, those of single rows without their batch."""
-        self.layout = model.layout
-        self.codebook_size = model.codebook_size
 
-    @property
-    def device(self) -> torch.device:
-        return self._model.device
-
-    def new_cache(self, batch: int, *, spare: int = 0) -> FrameCache:
-        return self._model.new_cache(batch, spare=spare)
-
-    def observe(
-        self,
-        cache: StepCache,
-        visual_ids: Int[Tensor, "batch cell"],
-        action_ids: Int[Tensor, "batch slot"],
-    ) -> FrameDraft:
-        return self._model.observe(cache, visual_ids, action_ids)
-
-    def predict(
-        self, draft: FrameDraft, cells: Int[Tensor, " group"]
+    def answer(
+        self, logits: Float[Tensor, "batch group codebook"], cells: Int[Tensor, " group"]
     ) -> Float[Tensor, "batch group codebook"]:
-        return self._keep(self._model.predict(draft, cells))
-
-    def reveal(
-        self, draft: FrameDraft, cells: Int[Tensor, " group"], ids: Int[Tensor, "batch group"]
-    ) -> None:
-        self._model.reveal(draft, cells, ids)
-
-    def score(
-        self,
-        draft: FrameDraft,
-        ids: Int[Tensor, "batch cell"],
-        group_of_cell: Int[Tensor, "batch cell"],
-    ) -> Float[Tensor, "batch cell codebook"]:
-        return self._keep(self._model.score(draft, ids, group_of_cell))
-
-    def _keep(self, logits: Tensor) -> Tensor:
         self.answers.append(logits[0] if len(logits) == 1 else logits)
         return logits

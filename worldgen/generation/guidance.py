@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worldgen.errors import ConfigError
 from worldgen.generation.sampling import SamplingConfig
-from worldgen.layout import SequenceLayout
+from worldgen.generation.wrapped import WrappedModel
 from worldgen.models.base import FrameDraft, WorldModel
 from worldgen.nn.cache import FrameCache, StepCache
 
@@ -33,34 +33,13 @@ def steer(
 
 
 @dataclass(kw_only=True)
-class SteeredDraft(FrameDraft):
-    """The next frame as the steered model knows it."""
+class GuidedDraft(FrameDraft):
+    """The next frame as the model knows it in both branches."""
 
-    inner: FrameDraft
-
-
-class _Steered:
-    """A world model around another one; says the same unless a subclass changes what it says."""
-
-    def __init__(self, inner: WorldModel) -> None:
-        self.inner = inner
-        self.layout: SequenceLayout = inner.layout
-        self.codebook_size = inner.codebook_size
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        return self.inner.device
-
-    def _draft(self, inner: FrameDraft, batch: int) -> SteeredDraft:
-        return SteeredDraft(previous_ids=inner.previous_ids[:batch], inner=inner)
-
-    def _inner(self, draft: FrameDraft) -> FrameDraft:
-        assert isinstance(draft, SteeredDraft)
-        return draft.inner
+    both: FrameDraft
 
 
-class GuidedModel(_Steered):
+class GuidedModel(WrappedModel):
     """Leads predictions away from those under no action, in one batch with them.
 
     Every sequence is remembered twice, once with its actions and once with rest instead; both have
@@ -103,21 +82,21 @@ class GuidedModel(_Steered):
         """Commit one step to both branches; return the draft of the next frame."""
         rest = self.rest_ids.to(action_ids).expand_as(action_ids)
         both = torch.cat((action_ids, rest))
-        inner = self.inner.observe(cache, visual_ids.repeat(2, 1), both)
-        return self._draft(inner, len(visual_ids))
+        draft = self.inner.observe(cache, visual_ids.repeat(2, 1), both)
+        return GuidedDraft(previous_ids=draft.previous_ids[: len(visual_ids)], both=draft)
 
     def predict(
         self, draft: FrameDraft, cells: Int[Tensor, " group"]
     ) -> Float[Tensor, "batch group codebook"]:
         """Return guided logits of `cells`; see `WorldModel.predict`."""
-        draft.calls += 1
-        return self._guided(self.inner.predict(self._inner(draft), cells))
+        return super().predict(self._asked(draft), cells)
 
     def reveal(
         self, draft: FrameDraft, cells: Int[Tensor, " group"], ids: Int[Tensor, "batch group"]
     ) -> None:
         """Tell both branches the drawn ids of `cells`."""
-        self.inner.reveal(self._inner(draft), cells, ids.repeat(2, 1))
+        assert isinstance(draft, GuidedDraft)
+        super().reveal(draft.both, cells, ids.repeat(2, 1))
 
     def score(
         self,
@@ -126,16 +105,22 @@ class GuidedModel(_Steered):
         group_of_cell: Int[Tensor, "batch cell"],
     ) -> Float[Tensor, "batch cell codebook"]:
         """Return guided logits of every cell; see `WorldModel.score`."""
-        draft.calls += 1
-        both = ids.repeat(2, 1), group_of_cell.repeat(2, 1)
-        return self._guided(self.inner.score(self._inner(draft), *both))
+        return super().score(self._asked(draft), ids.repeat(2, 1), group_of_cell.repeat(2, 1))
 
-    def _guided(self, logits: Tensor) -> Tensor:
+    def answer(
+        self, logits: Float[Tensor, "both group codebook"], cells: Int[Tensor, " group"]
+    ) -> Float[Tensor, "batch group codebook"]:
+        """Return the logits of both branches as one."""
         given, rest = logits.chunk(2)
         return given + self.guidance * (given - rest)
 
+    def _asked(self, draft: FrameDraft) -> FrameDraft:
+        assert isinstance(draft, GuidedDraft)
+        draft.calls += 1
+        return draft.both
 
-class TemperedModel(_Steered):
+
+class TemperedModel(WrappedModel):
     """Gives each cell a temperature of its own: the first cell's, the last one's, and between.
 
     It depends on the place of a cell in raster numbering and not on when it is drawn, so decoders
@@ -158,43 +143,8 @@ class TemperedModel(_Steered):
         # The sampling divides by the first one anyway.
         self._factors = first / torch.linspace(first, last, cells, dtype=torch.float64)
 
-    def new_cache(self, batch: int, *, spare: int = 0) -> FrameCache:
-        """Return an empty cache."""
-        return self.inner.new_cache(batch, spare=spare)
-
-    def observe(
-        self,
-        cache: StepCache,
-        visual_ids: Int[Tensor, "batch cell"],
-        action_ids: Int[Tensor, "batch slot"],
-    ) -> FrameDraft:
-        """Commit one step to the cache; return the draft of the next frame."""
-        inner = self.inner.observe(cache, visual_ids, action_ids)
-        return self._draft(inner, len(visual_ids))
-
-    def predict(
-        self, draft: FrameDraft, cells: Int[Tensor, " group"]
+    def answer(
+        self, logits: Float[Tensor, "batch group codebook"], cells: Int[Tensor, " group"]
     ) -> Float[Tensor, "batch group codebook"]:
-        """Return logits of `cells` at their temperatures; see `WorldModel.predict`."""
-        draft.calls += 1
-        return self._tempered(self.inner.predict(self._inner(draft), cells), cells)
-
-    def reveal(
-        self, draft: FrameDraft, cells: Int[Tensor, " group"], ids: Int[Tensor, "batch group"]
-    ) -> None:
-        """Tell the model the drawn ids of `cells`."""
-        self.inner.reveal(self._inner(draft), cells, ids)
-
-    def score(
-        self,
-        draft: FrameDraft,
-        ids: Int[Tensor, "batch cell"],
-        group_of_cell: Int[Tensor, "batch cell"],
-    ) -> Float[Tensor, "batch cell codebook"]:
-        """Return logits of every cell at its temperature; see `WorldModel.score`."""
-        draft.calls += 1
-        logits = self.inner.score(self._inner(draft), ids, group_of_cell)
-        return self._tempered(logits, torch.arange(logits.shape[1], device=logits.device))
-
-    def _tempered(self, logits: Tensor, cells: Tensor) -> Tensor:
+        """Return the logits of `cells`, each at its temperature."""
         return logits * self._factors.to(logits)[cells.to(logits.device), None]
