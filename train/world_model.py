@@ -50,9 +50,9 @@ from worldgen.training import (
     save_training_state,
     set_learning_rate,
 )
+from worldgen.training.context import CorruptionConfig, OnPolicyConfig, RandomTokensConfig
 from worldgen.training.settings import TrainingConfig, refuse_other_settings
 from worldgen.training.world_model_loss import (
-    CorruptionConfig,
     NextFrameLossConfig,
     NextTokenLossConfig,
     world_model_losses,
@@ -100,7 +100,8 @@ class RunConfig:
     model: dict[str, Any]
     """Family and sizes; grid, codebook and actions follow from tokenizer and data."""
     losses: NextFrameLossConfig | NextTokenLossConfig
-    corruption: CorruptionConfig
+    corruption: CorruptionConfig | RandomTokensConfig
+    on_policy: OnPolicyConfig
     validation: ValidationConfig
     training: TrainingConfig
     world: WorldConfig
@@ -115,6 +116,7 @@ class RunConfig:
             "model": self.model,
             "losses": to_mapping(self.losses),
             "corruption": to_mapping(self.corruption),
+            "on_policy": to_mapping(self.on_policy),
             "batch_size": self.training.batch_size,
         }
 
@@ -215,6 +217,7 @@ def run(cfg: DictConfig) -> RunFolder:
                     action_ids.to(device),
                     losses=config.losses,
                     corruption=config.corruption,
+                    on_policy=config.on_policy,
                     generator=torch.Generator().manual_seed(config.seed * 2**32 + step),
                 )
             loss = torch.stack(list(terms.values())).sum()

@@ -23,20 +23,23 @@ from worldgen.models import (
 )
 from worldgen.pipeline import load
 from worldgen.training import RunFolder
+from worldgen.training.context import CorruptionConfig, OnPolicyConfig
 from worldgen.training.world_model_loss import (
-    CorruptionConfig,
     NextFrameLossConfig,
     NextTokenLossConfig,
     world_model_losses,
 )
 
 CLEAN = CorruptionConfig(share_of_clips=0.0, highest_rate=0.0)
+RECORDED = OnPolicyConfig(share_of_clips=0.0, frames=1, rounds=1, temperature=0.0)
 LOSSES = NextTokenLossConfig(changed_weight=1.0, actions=1.0)
 
 
 def losses_of(model: NextTokenTransformer, clip: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return world_model_losses(model, *clip, losses=LOSSES, corruption=CLEAN, generator=generator)
+    return world_model_losses(
+        model, *clip, losses=LOSSES, corruption=CLEAN, on_policy=RECORDED, generator=generator
+    )
 
 
 def runner_clips(count: int, frames: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -160,6 +163,7 @@ def test_losses_are_those_of_the_plain_objective() -> None:
             action_ids,
             losses=wrong,
             corruption=CLEAN,
+            on_policy=RECORDED,
             generator=torch.Generator(),
         )
 

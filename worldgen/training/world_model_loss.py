@@ -1,4 +1,4 @@
-"""What a world model is trained on: corrupted context in, the next frame's tokens out."""
+"""What a world model is trained on: context in, the next frame's tokens out."""
 
 import functools
 from dataclasses import dataclass
@@ -13,36 +13,20 @@ from worldgen.errors import ConfigError
 from worldgen.models import NextFrameTransformer, NextTokenTransformer
 from worldgen.models.next_frame import group_masks
 from worldgen.schedule import cosine_round_sizes, make_schedule
+from worldgen.training.context import (
+    CorruptionConfig,
+    OnPolicyConfig,
+    RandomTokensConfig,
+    corrupt,
+    dream,
+)
 
 __all__ = [
-    "CorruptionConfig",
     "NextFrameLossConfig",
     "NextTokenLossConfig",
-    "corrupt",
     "draw_groups",
     "world_model_losses",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorruptionConfig:
-    """How much of the context is spoilt in training, so that a rollout's own errors are known.
-
-    Source: DrivingWorld (arXiv:2412.19505), section 3.3, and GameNGen (arXiv:2408.14837),
-        section 3.2.1, for the idea; what replaces a token is ours.
-    """
-
-    share_of_clips: float
-    """Clips that are spoilt at all."""
-    highest_rate: float
-    """Share of tokens replaced in a spoilt clip; drawn uniformly from 0 to this."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share_of_clips <= 1 or not 0 <= self.highest_rate < 1:
-            raise ConfigError(
-                f"share_of_clips must lie in [0, 1] and highest_rate in [0, 1), got "
-                f"{self.share_of_clips} and {self.highest_rate}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,41 +63,14 @@ class NextTokenLossConfig:
             raise ConfigError(f"the weight of action tokens must not be negative: {self.actions}")
 
 
-def corrupt(
-    visual_ids: Int[Tensor, "batch frame cell"],
-    config: CorruptionConfig,
-    generator: torch.Generator,
-) -> Int[Tensor, "batch frame cell"]:
-    """Return the tokens with some replaced by tokens of the same cell at another time or place.
-
-    Half of the replacements come from the same cell in another frame of the clip (what a model
-    that lags would draw), half from another cell of the batch (what a wild draw gives).
-
-    Args:
-        visual_ids: Clean context.
-        config: Shares.
-        generator: On the CPU; all randomness comes from it.
-    """
-    batch, frames = visual_ids.shape[:2]
-    rate = torch.rand(batch, 1, 1, generator=generator) * config.highest_rate
-    spoilt = torch.rand(batch, 1, 1, generator=generator) < config.share_of_clips
-    chosen = spoilt & (torch.rand(visual_ids.shape, generator=generator) < rate)
-    other_frame = torch.randint(0, frames, visual_ids.shape, generator=generator)
-    lagging = visual_ids.gather(1, other_frame.to(visual_ids.device))
-    anywhere = torch.randint(0, visual_ids.numel(), visual_ids.shape, generator=generator)
-    wild = visual_ids.flatten()[anywhere.to(visual_ids.device)]
-    from_time = torch.rand(visual_ids.shape, generator=generator) < 0.5
-    replacement = torch.where(from_time.to(visual_ids.device), lagging, wild)
-    return torch.where(chosen.to(visual_ids.device), replacement, visual_ids)
-
-
 def world_model_losses(
     model: NextFrameTransformer | NextTokenTransformer,
     visual_ids: Int[Tensor, "batch frame cell"],
     action_ids: Int[Tensor, "batch frame slot"],
     *,
     losses: NextFrameLossConfig | NextTokenLossConfig,
-    corruption: CorruptionConfig,
+    corruption: CorruptionConfig | RandomTokensConfig,
+    on_policy: OnPolicyConfig,
     generator: torch.Generator,
 ) -> dict[str, Float[Tensor, ""]]:
     """Return the weighted terms of the loss; their sum is what is minimised.
@@ -128,16 +85,21 @@ def world_model_losses(
         visual_ids: Clips of one frame more than the context.
         action_ids: The action taken in each frame.
         losses: Weights, of the model's kind.
-        corruption: Of the context.
+        corruption: Of what the model is given; targets stay clean.
+        on_policy: How often the end of the context is dreamed.
         generator: On the CPU; all randomness comes from it.
 
     Raises:
         ConfigError: If the weights are those of the other kind of model.
     """
+    context = visual_ids[:, :-1], action_ids[:, :-1]
+    dreamed = dream(model, *context, on_policy, generator)
+    given = torch.cat((dreamed, visual_ids[:, -1:]), dim=1)
+    given = corrupt(given, corruption, model.codebook_size, generator)
     if isinstance(model, NextFrameTransformer) and isinstance(losses, NextFrameLossConfig):
-        return _next_frame_losses(model, visual_ids, action_ids, losses, corruption, generator)
+        return _next_frame_losses(model, given, visual_ids, action_ids, losses, generator)
     if isinstance(model, NextTokenTransformer) and isinstance(losses, NextTokenLossConfig):
-        return _next_token_losses(model, visual_ids, action_ids, losses, corruption, generator)
+        return _next_token_losses(model, given, visual_ids, action_ids, losses)
     raise ConfigError(
         f"losses of kind {losses.kind!r} do not train a {type(model).__name__}; choose "
         f"losses=next_frame for family interleaved, losses=next_token for interleaved_next_token"
@@ -146,15 +108,14 @@ def world_model_losses(
 
 def _next_frame_losses(
     model: NextFrameTransformer,
+    given: Tensor,
     visual_ids: Tensor,
     action_ids: Tensor,
     losses: NextFrameLossConfig,
-    corruption: CorruptionConfig,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     context, following = visual_ids[:, :-1], visual_ids[:, 1:]
-    given = corrupt(context, corruption, generator)
-    hidden = model.encode_steps(given, action_ids[:, :-1])
+    hidden = model.encode_steps(given[:, :-1], action_ids[:, :-1])
     prior = _cross_entropy(model.read(hidden), following)
     weight = _weight_of_changes(context, following, losses.changed_weight)
     terms = {"prior": (prior * weight).sum() / weight.sum()}
@@ -173,13 +134,11 @@ def _next_frame_losses(
 
 def _next_token_losses(
     model: NextTokenTransformer,
+    given: Tensor,
     visual_ids: Tensor,
     action_ids: Tensor,
     losses: NextTokenLossConfig,
-    corruption: CorruptionConfig,
-    generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    given = corrupt(visual_ids, corruption, generator)
     cells, actions = model(given, action_ids)
     following = visual_ids[:, 1:]
     weight = _weight_of_changes(visual_ids[:, :-1], following, losses.changed_weight)
