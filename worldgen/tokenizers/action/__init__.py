@@ -1,5 +1,11 @@
 """Actions: what they are made of, their tokens, and how people and environments write them."""
 
+from worldgen.tokenizers.action.driving import (
+    clip_to_bins,
+    driving_schema,
+    fit_driving_schema,
+    is_driving_schema,
+)
 from worldgen.tokenizers.action.groups import Axis, Categorical, MuLawAxis
 from worldgen.tokenizers.action.minecraft import (
     minecraft_schema,
@@ -34,8 +40,12 @@ __all__ = [
     "Numbering",
     "PointerAxis",
     "actions_from_keys",
+    "clip_to_bins",
+    "driving_schema",
+    "fit_driving_schema",
     "format_actions",
     "from_space_action",
+    "is_driving_schema",
     "minecraft_schema",
     "mineworld_schema",
     "parse_action",
