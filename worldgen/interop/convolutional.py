@@ -18,11 +18,13 @@ __all__ = [
     "LLAMAGEN",
     "ImportedTokenizer",
     "Layout",
+    "codebook_prefix",
     "diffusers_config",
     "fill",
     "import_diffusers_tokenizer",
     "import_llamagen_tokenizer",
     "llamagen_config",
+    "llamagen_parts",
 ]
 
 
@@ -220,6 +222,24 @@ def llamagen_config(
     Raises:
         ConfigError: If the settings ask for something that is not known here.
     """
+    encoder, decoder, quantizer = llamagen_parts(settings)
+    return ConvolutionalTokenizerConfig(
+        frame_height=frame_height,
+        frame_width=frame_width,
+        encoder=encoder,
+        decoder=decoder,
+        quantizer=quantizer,
+    )
+
+
+def llamagen_parts(
+    settings: Mapping[str, Any],
+) -> tuple[VQGANConfig, VQGANConfig, GradientVQConfig]:
+    """Return encoder, decoder and quantizer of a `VQModel` of LlamaGen; see `llamagen_config`.
+
+    Raises:
+        ConfigError: If the settings ask for something that is not known here.
+    """
     _require(settings, "norm_type", "group")
     _require(settings, "in_channels", 3)
     _require(settings, "out_channels", 3)
@@ -236,18 +256,13 @@ def llamagen_config(
             groups=settings.get("group_norm_groups", 32),
         )
 
-    return ConvolutionalTokenizerConfig(
-        frame_height=frame_height,
-        frame_width=frame_width,
-        encoder=coder("encoder_ch_mult", blocks),
-        decoder=coder("decoder_ch_mult", blocks + 1),
-        quantizer=GradientVQConfig(
-            codebook_size=settings.get("codebook_size", 16384),
-            width=settings.get("codebook_embed_dim", 8),
-            normalise="both" if settings.get("codebook_l2_norm", True) else "none",
-            commitment_weight=settings.get("commit_loss_beta", 0.25),
-        ),
+    quantizer = GradientVQConfig(
+        codebook_size=settings.get("codebook_size", 16384),
+        width=settings.get("codebook_embed_dim", 8),
+        normalise="both" if settings.get("codebook_l2_norm", True) else "none",
+        commitment_weight=settings.get("commit_loss_beta", 0.25),
     )
+    return coder("encoder_ch_mult", blocks), coder("decoder_ch_mult", blocks + 1), quantizer
 
 
 def fill(
@@ -272,16 +287,25 @@ def fill(
     )
 
 
+def codebook_prefix(checkpoint: ForeignCheckpoint, codebook: str = _CODEBOOK) -> str:
+    """Return what stands before the names of the one tokenizer that a checkpoint holds.
+
+    Raises:
+        CheckpointError: If it holds none, or several.
+    """
+    prefixes = [name for name in checkpoint.tensors if name.endswith(codebook)]
+    if len(prefixes) != 1:
+        raise CheckpointError(
+            f"{checkpoint.path} must hold one codebook, a name that ends with {codebook}, got "
+            f"{len(prefixes)}; give the checkpoint of a VQGAN tokenizer"
+        )
+    return prefixes[0].removesuffix(codebook)
+
+
 def _import(
     checkpoint: ForeignCheckpoint, config: ConvolutionalTokenizerConfig, layout: Layout
 ) -> ImportedTokenizer:
-    prefixes = [name for name in checkpoint.tensors if name.endswith(_CODEBOOK)]
-    if len(prefixes) != 1:
-        raise CheckpointError(
-            f"{checkpoint.path} must hold one codebook, a name that ends with {_CODEBOOK}, got "
-            f"{len(prefixes)}; give the checkpoint of a VQGAN tokenizer"
-        )
-    prefix = prefixes[0].removesuffix(_CODEBOOK)
+    prefix = codebook_prefix(checkpoint)
     tokenizer = ConvolutionalTokenizer(config)
     state = ForeignState(checkpoint.tensors, checkpoint.path)
     # Other networks that are stored in the same file.

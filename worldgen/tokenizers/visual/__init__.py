@@ -21,23 +21,32 @@ from worldgen.tokenizers.visual.convolutional import (
     ConvolutionalTokenizer,
     ConvolutionalTokenizerConfig,
 )
+from worldgen.tokenizers.visual.false_colour import (
+    FalseColourTokenizer,
+    FalseColourTokenizerConfig,
+)
 from worldgen.tokenizers.visual.omnitokenizer import (
     OmniAutoencoder,
     OmniAutoencoderConfig,
     OmniTokenizer,
     OmniTokenizerConfig,
 )
+from worldgen.tokenizers.visual.temporal import TemporalTokenizer, TemporalTokenizerConfig
 
 __all__ = [
     "ConvolutionalTokenizer",
     "ConvolutionalTokenizerConfig",
     "DecoderStream",
     "EncoderStream",
+    "FalseColourTokenizer",
+    "FalseColourTokenizerConfig",
     "OmniAutoencoder",
     "OmniAutoencoderConfig",
     "OmniTokenizer",
     "OmniTokenizerConfig",
     "Perturbation",
+    "TemporalTokenizer",
+    "TemporalTokenizerConfig",
     "TokenizerOutput",
     "VisualTokenizer",
     "VisualTokenizerConfig",
@@ -48,7 +57,7 @@ __all__ = [
     "save_visual_tokenizer",
 ]
 
-VisualTokenizerConfig = ConvolutionalTokenizerConfig | OmniTokenizerConfig
+VisualTokenizerConfig = ConvolutionalTokenizerConfig | OmniTokenizerConfig | TemporalTokenizerConfig
 
 _ARTIFACT = "visual_tokenizer"
 _AUTOENCODER_ARTIFACT = "autoencoder"
@@ -66,6 +75,10 @@ def build_visual_tokenizer(config: VisualTokenizerConfig) -> VisualTokenizer:
             return ConvolutionalTokenizer(config)
         case OmniTokenizerConfig():
             return OmniTokenizer(config)
+        case FalseColourTokenizerConfig():
+            return FalseColourTokenizer(config)
+        case TemporalTokenizerConfig():
+            return TemporalTokenizer(config)
 
 
 def save_visual_tokenizer(
