@@ -1,4 +1,4 @@
-"""Sequences of different lengths in one batch are told what each is told alone."""
+"""Sequences in one batch, each at a time of its own, are told what each is told alone."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from tests.factories import tiny_model_config
+from worldgen.generation.turns import CacheRows
 from worldgen.models import NextFrameTransformer, NextTokenConfig, NextTokenTransformer
 from worldgen.models.base import FrameDraft
-from worldgen.nn.pooled_cache import PooledFrameCache
+from worldgen.nn.cache import FrameCache
 from worldgen.schedule import make_schedule
 
 ROWS, COLUMNS, CODES, SLOTS, ACTIONS = 3, 4, 20, 2, 6
 CELLS = ROWS * COLUMNS
-LENGTHS = (1, 6, 3)
-"""Frames that each row has seen; the longest window is 4."""
+LENGTHS = (5, 9, 6)
+"""Frames that each row has had; every row sees as many of them, the longest window is 4."""
 Model = NextFrameTransformer | NextTokenTransformer
 
 
@@ -64,31 +65,31 @@ def drawn(model: Model, draft: FrameDraft, order: str) -> tuple[Tensor, Tensor]:
     return torch.cat(ids, dim=1), torch.cat(logits, dim=1)
 
 
+def caches_of(model: Model) -> list[FrameCache]:
+    """Return for each row a cache of the frames that it has had."""
+    caches = [model.new_cache(1) for _ in LENGTHS]
+    for row, (cache, length) in enumerate(zip(caches, LENGTHS, strict=True)):
+        visual_ids, action_ids = steps(row, LENGTHS[row] + 3)
+        for frame in range(length):
+            model.observe(cache, visual_ids[frame][None], action_ids[frame][None])
+    return caches
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("order", ["raster", "diagonal", "strided:4", "whole_frame"])
 @pytest.mark.parametrize("make", [next_frame, next_token])
-def test_rows_of_different_lengths_are_told_what_they_are_told_alone(
-    make: Callable[[], Model], order: str, fixed: bool
+def test_rows_at_different_times_are_told_what_they_are_told_alone(
+    make: Callable[[], Model], order: str
 ) -> None:
     model = make().eval()
-    pool = PooledFrameCache(model.cache_config(), slots=len(LENGTHS))
-    slots = [pool.join() for _ in LENGTHS]
-    alone = [model.new_cache(1) for _ in LENGTHS]
+    rows, alone = caches_of(model), caches_of(model)
     clips = [steps(row, length + 3) for row, length in enumerate(LENGTHS)]
-    for row, length in enumerate(LENGTHS):
-        for frame in range(length):
-            step = clips[row][0][frame][None], clips[row][1][frame][None]
-            with pool.batch([slots[row]]) as cache:
-                model.observe(cache, *step)
-            model.observe(alone[row], *step)
     groups = make_schedule(order, ROWS, COLUMNS).group_of_cell[None]
     for frame in range(3):
         together = [torch.stack([clip[part][frame - 3] for clip in clips]) for part in (0, 1)]
-        with pool.batch(slots, fixed=fixed) as cache:
-            draft = model.observe(cache, *together)
-            scores = model.score(draft, together[0], groups.expand(len(LENGTHS), -1))
-            ids, logits = drawn(model, draft, order)
+        draft = model.observe(CacheRows(rows), together[0], together[1])
+        scores = model.score(draft, together[0], groups.expand(len(LENGTHS), -1))
+        ids, logits = drawn(model, draft, order)
         for row, own in enumerate(alone):
             own_draft = model.observe(own, *(part[row][None] for part in together))
             own_scores = model.score(own_draft, together[0][row][None], groups)
@@ -96,30 +97,23 @@ def test_rows_of_different_lengths_are_told_what_they_are_told_alone(
             assert torch.allclose(scores[row], own_scores[0], atol=1e-5)
             assert torch.allclose(logits[row], own_logits[0], atol=1e-5)
             assert torch.equal(ids[row], own_ids[0])
+    assert [cache.num_frames for cache in rows] == [length + 3 for length in LENGTHS]
 
 
 @torch.no_grad()
-def test_the_policy_of_rows_of_different_lengths_is_that_of_each_alone() -> None:
+def test_the_policy_of_rows_at_different_times_is_that_of_each_alone() -> None:
     model = next_token().eval()
     assert isinstance(model, NextTokenTransformer)
-    pool = PooledFrameCache(model.cache_config(), slots=len(LENGTHS))
-    slots = [pool.join() for _ in LENGTHS]
     slot_ids = [torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])]
-    expected, frames = [], []
-    for row, length in enumerate(LENGTHS):
-        own = model.new_cache(1)
-        visual_ids, action_ids = steps(row, length + 1)
-        for frame in range(length):
-            step = visual_ids[frame][None], action_ids[frame][None]
-            model.observe(own, *step)
-            with pool.batch([slots[row]]) as cache:
-                model.observe(cache, *step)
-        frames.append(visual_ids[length])
-        expected.append(
-            model.predict_action(own, frames[-1][None], slot_ids, lambda _, x: x.argmax(dim=-1))
-        )
-    with pool.batch(slots) as cache:
-        actions = model.predict_action(
-            cache, torch.stack(frames), slot_ids, lambda _, x: x.argmax(dim=-1)
-        )
+    rows = caches_of(model)
+    frames = torch.stack([steps(row, length + 1)[0][-1] for row, length in enumerate(LENGTHS)])
+
+    def likeliest(_: int, logits: Tensor) -> Tensor:
+        return logits.argmax(dim=-1)
+
+    expected = [
+        model.predict_action(own, frame[None], slot_ids, likeliest)
+        for own, frame in zip(caches_of(model), frames, strict=True)
+    ]
+    actions = model.predict_action(CacheRows(rows), frames, slot_ids, likeliest)
     assert torch.equal(actions, torch.cat(expected))

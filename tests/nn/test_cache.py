@@ -279,7 +279,7 @@ def stored(storage: CacheStorage, frame: Tensor, dtype: torch.dtype = torch.floa
         heads=heads, tokens=tokens, head_width=width, windows=(2,), storage=storage, dtype=dtype
     )
     ring = FrameCache(config)
-    keys, values, _ = ring.write_and_read(0, frame, -frame)
+    keys, values = ring.write_and_read(0, frame, -frame)
     assert torch.equal(keys, -values)
     return keys
 

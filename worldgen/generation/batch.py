@@ -156,7 +156,7 @@ def _remembered(turn: Turn) -> list[Tensor]:
     return [
         part.clone()
         for layer in range(len(turn.cache.windows))
-        for part in turn.cache.read_before(layer)[:2]
+        for part in turn.cache.read_before(layer)
     ]
 
 

@@ -63,9 +63,9 @@ class Drawn:
 class CacheRows:
     """Caches of one sequence each as the rows of a batch; see `worldgen.nn.cache.StepCache`.
 
-    They stay where they are, and go their own ways afterwards: forked, rewound, dropped. On a CPU
-    reading eight of them costs within a tenth of a step what a pool of pages costs (50 ms against
-    45 for `observe`), and no session has to know of another.
+    They stay where they are, and go their own ways afterwards: forked, rewound, dropped. No session
+    has to know of another. What it costs is a copy of what is read, as one memory in pages that all
+    sessions share would cost too.
 
     Args:
         caches: Such that every layer sees equally many frames in each.
@@ -97,6 +97,16 @@ class CacheRows:
     def read_before(self, layer: int) -> SeenFrames:
         """Return the keys and values that the frame to come sees, itself not included."""
         return _stack([cache.read_before(layer) for cache in self._caches])
+
+    def note(self, ids: Int[Tensor, "batch note"]) -> None:
+        """Keep whole numbers beside the current frame."""
+        for cache, row in zip(self._caches, ids.split(1), strict=True):
+            cache.note(row)
+
+    def noted_before(self) -> Int[Tensor, "batch note"] | None:
+        """Return what was noted beside the last frame; None before the first one."""
+        rows = [row for cache in self._caches if (row := cache.noted_before()) is not None]
+        return torch.cat(rows) if rows else None
 
     def advance(self) -> None:
         """Close the current frame of every row."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -197,14 +197,11 @@ class InterleavedTransformer(nn.Module):
         """
 
         def see_cache(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values, real = cache.write_and_read(layer, key, value)
+            keys, values = cache.write_and_read(layer, key, value)
             mask = None
-            if real is not None:
-                mask = repeat(real, "b key -> b query key", query=query.shape[2])
             if own is not None:
                 past = own.new_ones(len(own), keys.shape[2] - len(own))
-                own_mask = torch.cat((past, own), dim=1)
-                mask = own_mask if mask is None else own_mask & mask
+                mask = torch.cat((past, own), dim=1)
             return attend(query, keys, values, mask)
 
         stream = self.run_blocks(step, rotary, see_cache)

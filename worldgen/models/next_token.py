@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from einops import repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -382,17 +381,13 @@ class StepInTheMaking:
         places = torch.cat((index, behind))
 
         def see(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values, real = self._buffers[layer]
+            keys, values = self._buffers[layer]
             num_past = keys.shape[2] - 3 * self._num_places
             keys[:, :, num_past + places] = key
             values[:, :, num_past + places] = value
             stop = num_past + inside.shape[-1]
-            if real is None:
-                past = inside.new_ones(*inside.shape[:-1], num_past)
-            else:
-                past = repeat(real, "b key -> b query key", query=inside.shape[-2])
-            own = inside.expand(*past.shape[:-1], -1)
-            mask = torch.cat((past, own), dim=-1)
+            past = inside.new_ones(*inside.shape[:-1], num_past)
+            mask = torch.cat((past, inside), dim=-1)
             return attend(query, keys[:, :, :stop], values[:, :, :stop], mask)
 
         return model.run_blocks(tokens, rotary, see)
@@ -415,7 +410,7 @@ class StepInTheMaking:
                 buffer = past.new_zeros(shape)
                 buffer[:, :, :num_past] = past
                 pair.append(buffer)
-            buffers.append(SeenFrames(pair[0], pair[1], seen.mask))
+            buffers.append(SeenFrames(*pair))
         return buffers
 
 
