@@ -83,7 +83,7 @@ def test_integration_agrees_with_matrices_and_is_undone() -> None:
 
 def test_motion_does_not_depend_on_where_the_drive_begins() -> None:
     motion = some_motion()
-    batch = integrate(np.stack([motion, motion]), [[0.0, 0.0, 0.0], [1e3, -2e3, 300.0]])
+    batch = integrate(np.stack([motion, motion]), np.array([[0.0, 0.0, 0.0], [1e3, -2e3, 300.0]]))
     np.testing.assert_allclose(batch[1, 0], [1e3, -2e3, 300.0])
     np.testing.assert_allclose(relative_motion(batch)[1], motion, atol=1e-7)
     np.testing.assert_allclose(path_length(batch)[0], path_length(batch)[1], atol=1e-7)

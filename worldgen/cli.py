@@ -366,9 +366,22 @@ def _add_data(commands: Any) -> None:
     convert.add_argument("--height", type=_whole_number(1), help="of frames (default: as recorded)")
     convert.add_argument("--width", type=_whole_number(1), help="of frames (default: as recorded)")
     convert.add_argument(
+        "--actions",
+        choices=["recorded", "ego_motion"],
+        default="recorded",
+        help="ego_motion: take the poses of worldgen's own episodes for actions (default: recorded)",
+    )
+    convert.add_argument(
         "--schema",
-        choices=["minecraft", "mineworld", "vpt_camera"],
-        help="actions of Minecraft (default: minecraft); other recordings have their own",
+        choices=["minecraft", "mineworld", "vpt_camera", "auto", "car_racing", "drivingworld"],
+        help="actions of Minecraft (default: minecraft), or bins of ego motion (default: auto, "
+        "fitted to the recording); other recordings have their own",
+    )
+    convert.add_argument(
+        "--poses",
+        metavar="NAMES",
+        help="columns for --actions ego_motion: x, y and heading, or x, y, z, qx, qy, qz, qw "
+        "(default: x,y,yaw)",
     )
     convert.add_argument(
         "--gui",

@@ -345,6 +345,8 @@ def _data_inspect(arguments: Namespace) -> int:
 
 
 def _data_convert(arguments: Namespace) -> int:
+    if arguments.actions == "ego_motion":
+        return _data_convert_to_motion(arguments)
     from worldgen.data.formats import ReadOptions, open_layout
     from worldgen.data.formats.convert import convert, format_conversion
     from worldgen.data.formats.report import format_problems
@@ -376,6 +378,45 @@ def _data_convert(arguments: Namespace) -> int:
             )
             raise
     for line in (*format_conversion(conversion), *format_problems(conversion.problems)):
+        print(line)
+    print(f"written to {arguments.out}; train with data.folder={arguments.out}")
+    return 0
+
+
+def _data_convert_to_motion(arguments: Namespace) -> int:
+    from worldgen.data.formats import NativeEpisodes
+    from worldgen.data.formats.report import format_problems
+    from worldgen.data.motion import (
+        MOTION_SCHEMAS,
+        POSE_COLUMNS,
+        convert_to_motion,
+        format_motion_conversion,
+    )
+
+    schema = arguments.schema or "auto"
+    if schema not in MOTION_SCHEMAS:
+        raise DataError(f"--schema {schema} is of Minecraft; use {', '.join(MOTION_SCHEMAS)}")
+    if not NativeEpisodes.detect(arguments.path):
+        raise DataError(
+            f"--actions ego_motion takes worldgen's own episodes, and {arguments.path} has no "
+            "dataset.json; convert it without --actions first, which recordings of drives need no "
+            "more than that"
+        )
+    names = arguments.poses.split(",") if arguments.poses else POSE_COLUMNS
+    with tqdm(unit=" episodes", disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        conversion = convert_to_motion(
+            arguments.path,
+            arguments.out,
+            schema=schema,
+            columns=[name.strip() for name in names],
+            progress=show,
+        )
+    for line in (*format_motion_conversion(conversion), *format_problems(conversion.problems)):
         print(line)
     print(f"written to {arguments.out}; train with data.folder={arguments.out}")
     return 0

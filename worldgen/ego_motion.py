@@ -350,7 +350,7 @@ def _is_planar(poses: np.ndarray) -> bool:
             f"poses are rows of 3 numbers (x, y, heading) or 7 (x, y, z, qx, qy, qz, qw), "
             f"got shape {np.shape(poses)}"
         )
-    return width == 3
+    return bool(width == 3)
 
 
 def _wrap(angle: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:

@@ -34,7 +34,7 @@ def indices(motion: np.ndarray, schema: ActionSchema) -> np.ndarray:
     """The bin of each number, as upstream counts: every axis from 0."""
     clipped, _ = clip_to_bins(motion, schema)
     tokenizer = ActionTokenizer(schema)
-    return tokenizer.encode(clipped) - [ids[0] for ids in tokenizer.slot_ids]
+    return np.asarray(tokenizer.encode(clipped) - [ids[0] for ids in tokenizer.slot_ids])
 
 
 @pytest.mark.parametrize("case", VALUES)
