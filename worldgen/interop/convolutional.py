@@ -16,6 +16,7 @@ from worldgen.tokenizers.visual.vqgan import VQGANConfig
 __all__ = [
     "DIFFUSERS",
     "LLAMAGEN",
+    "TAMING",
     "ImportedTokenizer",
     "Layout",
     "codebook_prefix",
@@ -81,30 +82,48 @@ DIFFUSERS = Layout(
 )
 """`VQModel` of diffusers, which aMUSEd publishes and MineWorld holds as `model`."""
 
+_SHORT = (
+    ("coder.norm.", "coder.norm_out."),
+    ("coder.output.", "coder.conv_out."),
+    (".resample.halving.", ".downsample.conv."),
+    (".resample.doubling.", ".upsample.conv."),
+    (".attention.", ".attn."),
+    (".first.", ".conv1."),
+    (".second.", ".conv2."),
+    (".shortcut.", ".nin_shortcut."),
+    (".query.", ".q."),
+    (".key.", ".k."),
+    (".value.", ".v."),
+    (".output.", ".proj_out."),
+)
+
 LLAMAGEN = Layout(
     renames=(
         *_SHARED,
-        ("coder.norm.", "coder.norm_out."),
-        ("coder.output.", "coder.conv_out."),
         ("middle.first.", "mid.0."),
         ("middle.attention.", "mid.1."),
         ("middle.second.", "mid.2."),
         ("coder.levels.", "coder.conv_blocks."),
-        (".resample.halving.", ".downsample.conv."),
-        (".resample.doubling.", ".upsample.conv."),
         (".residual.", ".res."),
-        (".attention.", ".attn."),
-        (".first.", ".conv1."),
-        (".second.", ".conv2."),
-        (".shortcut.", ".nin_shortcut."),
-        (".query.", ".q."),
-        (".key.", ".k."),
-        (".value.", ".v."),
-        (".output.", ".proj_out."),
+        *_SHORT,
     ),
     unused=("quantize.codebook_used",),
 )
 """`VQModel` of LlamaGen, and what DrivingWorld built around it."""
+
+TAMING = Layout(
+    renames=(
+        *_SHARED,
+        ("middle.first.", "mid.block_1."),
+        ("middle.attention.", "mid.attn_1."),
+        ("middle.second.", "mid.block_2."),
+        ("encoder.levels.", "encoder.down."),
+        ("decoder.levels.", "decoder.up."),
+        (".residual.", ".block."),
+        *_SHORT,
+    )
+)
+"""`VQModel` of taming-transformers, but for the decoder's levels: it counts them from the finest."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def drivingworld_tokenizer_config(settings: Mapping[str, Any]) -> TemporalTokeni
         ConfigError: If the settings ask for something that is not known here, or do not go
             together.
     """
-    given = RELEASED | dict(settings)
+    given = {**RELEASED, **settings}
     try:
         height, width = given["image_size"]
         encoder, decoder, quantizer = llamagen_parts(given)

@@ -57,7 +57,12 @@ __all__ = [
     "save_visual_tokenizer",
 ]
 
-VisualTokenizerConfig = ConvolutionalTokenizerConfig | OmniTokenizerConfig | TemporalTokenizerConfig
+VisualTokenizerConfig = (
+    ConvolutionalTokenizerConfig
+    | OmniTokenizerConfig
+    | FalseColourTokenizerConfig
+    | TemporalTokenizerConfig
+)
 
 _ARTIFACT = "visual_tokenizer"
 _AUTOENCODER_ARTIFACT = "autoencoder"

@@ -28,20 +28,22 @@ class ConvolutionalTokenizerConfig:
     kind: Literal["convolutional"] = "convolutional"
     frame_height: int
     frame_width: int
-    encoder: CoderConfig
+    encoder: CoderConfig | None
+    """None for a tokenizer that only shows ids, whose encoder is not at hand."""
     decoder: CoderConfig
     quantizer: QuantizerConfig
 
     def __post_init__(self) -> None:
-        if self.encoder.reduction != self.decoder.reduction:
+        reduction = self.decoder.reduction
+        if self.encoder is not None and self.encoder.reduction != reduction:
             raise ConfigError(
                 f"encoder and decoder must reduce by the same factor, got "
-                f"{self.encoder.reduction} and {self.decoder.reduction}"
+                f"{self.encoder.reduction} and {reduction}"
             )
-        if self.frame_height % self.encoder.reduction or self.frame_width % self.encoder.reduction:
+        if self.frame_height % reduction or self.frame_width % reduction:
             raise ConfigError(
                 f"frames of {self.frame_height} x {self.frame_width} pixels do not divide into "
-                f"squares of {self.encoder.reduction}; change the frame size or the reduction"
+                f"squares of {reduction}; change the frame size or the reduction"
             )
 
 
@@ -64,8 +66,8 @@ class ConvolutionalTokenizer(VisualTokenizer):
         self.encoder = _build_encoder(config.encoder, self.quantizer.width)
         self.decoder = _build_decoder(config.decoder, self.quantizer.width)
         self.frame_height, self.frame_width = config.frame_height, config.frame_width
-        self.rows = config.frame_height // config.encoder.reduction
-        self.columns = config.frame_width // config.encoder.reduction
+        self.rows = config.frame_height // config.decoder.reduction
+        self.columns = config.frame_width // config.decoder.reduction
         self.codebook_size = self.quantizer.codebook_size
         self.frames_per_latent = 1
         # The layout in which CPU and tensor-core convolutions are fastest; moving weights keeps it.
@@ -125,6 +127,11 @@ class ConvolutionalTokenizer(VisualTokenizer):
         return self._to_frames(codes, ids.shape[0]).clamp(-1.0, 1.0)
 
     def _check(self, frames: Tensor) -> None:
+        if self.config.encoder is None:
+            raise ConfigError(
+                "this tokenizer has no encoder: it shows ids and cannot make them of frames; "
+                "import or train it with its encoder"
+            )
         self.check_frames(frames)
         if frames.shape[-2:] != (self.frame_height, self.frame_width):
             raise ConfigError(
@@ -147,8 +154,10 @@ def _weight_type(network: nn.Module) -> torch.dtype:
     return next(network.parameters()).dtype
 
 
-def _build_encoder(config: CoderConfig, latent_width: int) -> nn.Module:
+def _build_encoder(config: CoderConfig | None, latent_width: int) -> nn.Module:
     match config:
+        case None:
+            return nn.Identity()
         case PyramidConfig():
             return PyramidEncoder(config, latent_width)
         case PatchConfig():

@@ -38,6 +38,8 @@ class VQGANConfig:
     """Whether attention stands between the two residual blocks at the coarsest resolution."""
     groups: int = 32
     """Groups of channels that are normalised together; divides all channels but `latent_width`."""
+    reads_levels: bool = False
+    """Whether an encoder reads pixels as levels, 0 to 255, instead of -1 to 1."""
 
     def __post_init__(self) -> None:
         if not self.widths or min(*self.widths, self.blocks, self.latent_width, self.groups) < 1:
@@ -78,6 +80,7 @@ class VQGANEncoder(nn.Module):
 
     def __init__(self, config: VQGANConfig, quantizer_width: int) -> None:
         super().__init__()
+        self.reads_levels = config.reads_levels
         self.stem = nn.Conv2d(3, config.stem, 3, padding=1)
         self.levels = nn.ModuleList()
         width, coarsest = config.stem, len(config.widths) - 1
@@ -94,7 +97,8 @@ class VQGANEncoder(nn.Module):
         self, frames: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch features row column"]:
         """Return the features that the projection to the quantizer takes."""
-        hidden = self.stem(frames)
+        # Not folded into the stem: its padding is 0 on whatever scale it reads.
+        hidden = self.stem((frames + 1) * 127.5 if self.reads_levels else frames)
         for level in self.levels:
             hidden = level(hidden)
         features: Tensor = self.output(F.silu(self.norm(self.middle(hidden))))
