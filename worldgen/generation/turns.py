@@ -98,6 +98,16 @@ class CacheRows:
         """Return the keys and values that the frame to come sees, itself not included."""
         return _stack([cache.read_before(layer) for cache in self._caches])
 
+    def note(self, ids: Int[Tensor, "batch note"]) -> None:
+        """Keep whole numbers beside the current frame."""
+        for cache, row in zip(self._caches, ids.split(1), strict=True):
+            cache.note(row)
+
+    def noted_before(self) -> Int[Tensor, "batch note"] | None:
+        """Return what was noted beside the last frame; None before the first one."""
+        rows = [row for cache in self._caches if (row := cache.noted_before()) is not None]
+        return torch.cat(rows) if rows else None
+
     def advance(self) -> None:
         """Close the current frame of every row."""
         for cache in self._caches:

@@ -8,11 +8,14 @@ from worldgen.checkpoint import load_state, load_tensors, save_tensors
 from worldgen.config import build, to_mapping
 from worldgen.errors import CheckpointError, ConfigError
 from worldgen.models.base import FrameDraft, Policy, WorldModel
+from worldgen.models.driving import DrivingConfig, DrivingTransformer
 from worldgen.models.interleaved import InterleavedConfig, InterleavedTransformer
 from worldgen.models.next_frame import NextFrameConfig, NextFrameTransformer
 from worldgen.models.next_token import NextTokenConfig, NextTokenTransformer
 
 __all__ = [
+    "DrivingConfig",
+    "DrivingTransformer",
     "FrameDraft",
     "InterleavedConfig",
     "InterleavedTransformer",
@@ -21,6 +24,8 @@ __all__ = [
     "NextTokenConfig",
     "NextTokenTransformer",
     "Policy",
+    "Transformer",
+    "TransformerConfig",
     "WorldModel",
     "build_world_model",
     "load_world_model",
@@ -28,17 +33,27 @@ __all__ = [
     "world_model_config",
 ]
 
+TransformerConfig = NextFrameConfig | NextTokenConfig | DrivingConfig
+"""Sizes of a world model of any family."""
+
+Transformer = NextFrameTransformer | NextTokenTransformer | DrivingTransformer
+"""A world model of any family."""
+
 _ARTIFACT = "world_model"
 # Files of before there were two families call the first one "interleaved".
-_CONFIGS = {"interleaved": NextFrameConfig, "interleaved_next_token": NextTokenConfig}
+_CONFIGS: dict[str, type[TransformerConfig]] = {
+    "interleaved": NextFrameConfig,
+    "interleaved_next_token": NextTokenConfig,
+    "driving": DrivingConfig,
+}
 
 
-def world_model_config(family: str, sizes: Mapping[str, Any]) -> NextFrameConfig | NextTokenConfig:
+def world_model_config(family: str, sizes: Mapping[str, Any]) -> TransformerConfig:
     """Return the configuration of a family from plain values.
 
     Args:
-        family: `"interleaved"` (next frame) or `"interleaved_next_token"`.
-        sizes: Fields of `NextFrameConfig` or `NextTokenConfig`.
+        family: `"interleaved"` (next frame), `"interleaved_next_token"` or `"driving"`.
+        sizes: Fields of the family's configuration.
 
     Raises:
         ConfigError: If the family is unknown, or a field is unknown, missing or mistyped.
@@ -50,18 +65,16 @@ def world_model_config(family: str, sizes: Mapping[str, Any]) -> NextFrameConfig
     return build(_CONFIGS[family], sizes)
 
 
-def build_world_model(
-    config: NextFrameConfig | NextTokenConfig,
-) -> NextFrameTransformer | NextTokenTransformer:
+def build_world_model(config: TransformerConfig) -> Transformer:
     """Return a model with random weights."""
+    if isinstance(config, DrivingConfig):
+        return DrivingTransformer(config)
     if isinstance(config, NextTokenConfig):
         return NextTokenTransformer(config)
     return NextFrameTransformer(config)
 
 
-def save_world_model(
-    path: Path, model: NextFrameTransformer | NextTokenTransformer, **metadata: Any
-) -> None:
+def save_world_model(path: Path, model: Transformer, **metadata: Any) -> None:
     """Write weights, configuration and anything else worth keeping to one safetensors file."""
     families = {config: family for family, config in _CONFIGS.items()}
     header = {
@@ -72,9 +85,7 @@ def save_world_model(
     save_tensors(path, model.state_dict(), header | metadata)
 
 
-def load_world_model(
-    path: Path,
-) -> tuple[NextFrameTransformer | NextTokenTransformer, dict[str, Any]]:
+def load_world_model(path: Path) -> tuple[Transformer, dict[str, Any]]:
     """Return the model of a file and its metadata; weights are converted to float32.
 
     Raises:

@@ -44,6 +44,12 @@ class StepCache(Protocol):
     def read_before(self, layer: int) -> SeenFrames:
         """Return the keys and values that the frame to come sees, itself not included."""
 
+    def note(self, ids: Int[Tensor, "batch note"]) -> None:
+        """Keep whole numbers beside the current frame."""
+
+    def noted_before(self) -> Int[Tensor, "batch note"] | None:
+        """Return what was noted beside the last frame; None before the first one."""
+
     def advance(self) -> None:
         """Close the current frame."""
 
@@ -87,8 +93,11 @@ class FrameCache:
         self._capacity = config.capacity
         num_tokens = (config.sink + config.capacity) * config.tokens
         shape = (len(config.windows), batch, config.heads, num_tokens, config.head_width)
+        notes = torch.zeros(
+            (batch, config.sink + config.capacity, config.notes), dtype=torch.int64, device=device
+        )
         self._buffers = _Buffers(
-            VectorStore(shape, config, device), VectorStore(shape, config, device)
+            VectorStore(shape, config, device), VectorStore(shape, config, device), notes
         )
         self._buffers.owners.add(self)
 
@@ -110,7 +119,9 @@ class FrameCache:
     @property
     def num_bytes(self) -> int:
         """Memory of the buffers; constant over time, shared with forks until one writes."""
-        return self._buffers.key.num_bytes + self._buffers.value.num_bytes
+        notes = self._buffers.notes
+        vectors = self._buffers.key.num_bytes + self._buffers.value.num_bytes
+        return vectors + notes.numel() * notes.element_size()
 
     def write_and_read(
         self,
@@ -127,8 +138,7 @@ class FrameCache:
             ConfigError: If the layer or a shape is not one that the cache was made for.
         """
         self.config.check(key, value, layer, self.batch)
-        self._own_buffers()
-        self._oldest = max(self._oldest, self.num_frames + 1 - self._capacity)
+        self._begin_writing()
         start, stop = self._spans(self.num_frames, self.num_frames + 1)[0]
         place = (layer, _ALL, _ALL, slice(start, stop))
         self._buffers.key.put(place, key)
@@ -158,19 +168,47 @@ class FrameCache:
         end = sink + self._capacity
         spans = []
         while first < stop:
-            slot = first if first < end else sink + (first - sink) % self._capacity
+            slot = self._slot(first)
             length = min(stop - first, end - slot)
             spans.append((slot * tokens, (slot + length) * tokens))
             first += length
         return spans
 
-    def _own_buffers(self) -> None:
+    def note(self, ids: Int[Tensor, "batch note"]) -> None:
+        """Keep whole numbers beside the current frame, for as long as its keys and values.
+
+        Raises:
+            ConfigError: If the shape is not the one that the cache was made for.
+        """
+        shape = (self.batch, self.config.notes)
+        if ids.shape != shape:
+            raise ConfigError(
+                f"this cache takes notes of shape [batch, note] = {list(shape)}, got "
+                f"{list(ids.shape)}; a cache fits one model and one number of sequences"
+            )
+        self._begin_writing()
+        self._buffers.notes[:, self._slot(self.num_frames)] = ids.to(self._buffers.notes)
+
+    def noted_before(self) -> Int[Tensor, "batch note"] | None:
+        """Return what was noted beside the last frame; None before the first one."""
+        if not self.num_frames:
+            return None
+        return self._buffers.notes[:, self._slot(self.num_frames - 1)].clone()
+
+    def _slot(self, frame: int) -> int:
+        """Return where a frame lies."""
+        sink = self.config.sink
+        return frame if frame < sink else sink + (frame - sink) % self._capacity
+
+    def _begin_writing(self) -> None:
+        """Make room for the current frame, in memory that is this cache's own."""
         shared = self._buffers
         if len(shared.owners) > 1:
             # Copied before it is left: another thread that plays a fork must not write meanwhile.
-            self._buffers = _Buffers(shared.key.clone(), shared.value.clone())
+            self._buffers = _Buffers(shared.key.clone(), shared.value.clone(), shared.notes.clone())
             self._buffers.owners.add(self)
             shared.owners.discard(self)
+        self._oldest = max(self._oldest, self.num_frames + 1 - self._capacity)
 
     def advance(self) -> None:
         """Close the current frame."""
@@ -180,7 +218,7 @@ class FrameCache:
         """Whether everything that frame `num_frames` will look at is still there."""
         if not 0 <= num_frames <= self.num_frames:
             return False
-        first = max(self.config.sink, num_frames + 1 - max(self.windows))
+        first = max(self.config.sink, num_frames + 1 - self.config.reach)
         return num_frames <= self.config.sink or first >= self._oldest
 
     def rewind_to(self, num_frames: int) -> None:
@@ -208,14 +246,15 @@ class FrameCache:
 
 
 class _Buffers:
-    """Keys and values `[layer, batch, head, slot and token, width]`, and the caches that use them.
+    """Keys and values `[layer, batch, head, slot and token, width]`, notes `[batch, slot, note]`.
 
-    Caches that are dropped leave by themselves.
+    It knows the caches that use it. Caches that are dropped leave by themselves.
     """
 
-    def __init__(self, key: VectorStore, value: VectorStore) -> None:
+    def __init__(self, key: VectorStore, value: VectorStore, notes: Tensor) -> None:
         self.key = key
         self.value = value
+        self.notes = notes
         self.owners: WeakSet[FrameCache] = WeakSet()
 
 

@@ -33,6 +33,8 @@ class CacheConfig:
     """Frames kept behind the longest window, so that they can be rewound."""
     sink: int = 0
     """Frames at the beginning that every layer sees for ever, beside its window."""
+    notes: int = 0
+    """Whole numbers kept beside each frame, for the frame after it."""
     storage: CacheStorage = "exact"
     dtype: torch.dtype = torch.float32
     """Of keys and values as they are computed and read."""
@@ -46,9 +48,10 @@ class CacheConfig:
                 f"a cache needs the window of at least one layer, each of at least 1 frame; got "
                 f"{self.windows}"
             )
-        if self.spare < 0 or self.sink < 0:
+        if self.spare < 0 or self.sink < 0 or self.notes < 0:
             raise ConfigError(
-                f"a cache cannot keep fewer than 0 frames, got spare {self.spare}, sink {self.sink}"
+                f"a cache cannot keep fewer than 0 frames or notes, got spare {self.spare}, sink "
+                f"{self.sink}, notes {self.notes}"
             )
         if self.storage not in get_args(CacheStorage):
             raise ConfigError(
@@ -59,19 +62,26 @@ class CacheConfig:
             raise ConfigError(f"keys and values are floating-point numbers, not {self.dtype}")
 
     @property
+    def reach(self) -> int:
+        """Frames that the current one looks at, itself included."""
+        # What is noted is read one frame later, whatever the windows are.
+        return max(*self.windows, 2 if self.notes else 1)
+
+    @property
     def capacity(self) -> int:
         """Frames kept behind the sink."""
-        return max(self.windows) + self.spare
+        return self.reach + self.spare
 
     @property
     def bytes_per_frame(self) -> int:
-        """Memory of the keys and values of one frame, all layers together."""
+        """Memory of the keys and values of one frame, all layers together, and of its notes."""
         vector = {
             "exact": self.head_width * self.dtype.itemsize,
             "bfloat16": self.head_width * torch.bfloat16.itemsize,
             "int8": self.head_width + _SCALE_DTYPE.itemsize,
         }[self.storage]
-        return 2 * len(self.windows) * self.heads * self.tokens * vector
+        note = self.notes * torch.int64.itemsize
+        return 2 * len(self.windows) * self.heads * self.tokens * vector + note
 
     def frame_shape(self, batch: int) -> tuple[int, int, int, int]:
         """Shape `[batch, head, token, width]` of a frame's keys, and of its values."""
