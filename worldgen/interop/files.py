@@ -3,7 +3,7 @@
 import argparse
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ _ALLOWED_TYPES: list[Any] = [argparse.Namespace]
 
 _NAMES_IN_A_MESSAGE = 20
 
+# The only types that are worth keeping; others are stored as float32.
+_STORED_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignCheckpoint:
@@ -35,6 +38,16 @@ class ForeignCheckpoint:
     """The state by the names and in the types of the file."""
     extras: Mapping[str, Any]
     """Everything beside the state: hyper-parameters, counters, states of optimisers."""
+
+    def stored_type(self, counts: Callable[[str], bool] = lambda name: True) -> torch.dtype:
+        """Return the type that keeps all weights without loss, float32 where types are mixed.
+
+        Args:
+            counts: Says by the name which weights count.
+        """
+        types = {tensor.dtype for name, tensor in self.tensors.items() if counts(name)}
+        only = types.pop() if len(types) == 1 else torch.float32
+        return only if only in _STORED_TYPES else torch.float32
 
 
 def read_checkpoint(path: Path) -> ForeignCheckpoint:

@@ -49,9 +49,6 @@ _TOKENIZER = "vae.VAE"
 _CODEBOOK = "quantize.embedding.weight"
 _CAMERA_BINS = 21
 
-# The only types that are worth keeping; others are stored as float32.
-_STORED_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-
 
 @dataclass(frozen=True, kw_only=True)
 class MineWorldStart:
@@ -216,8 +213,8 @@ def import_mineworld(
         part = read_checkpoint(path)
     imported = import_diffusers_tokenizer(part, settings, frame_height=height, frame_width=width)
     types = (
-        _stored_type(part, lambda name: name not in imported.left_out),
-        _stored_type(whole, lambda name: name.startswith("transformer.")),
+        part.stored_type(lambda name: name not in imported.left_out),
+        whole.stored_type(lambda name: name.startswith("transformer.")),
     )
     files = {"config": config, "checkpoint": checkpoint, "tokenizer_config": settings_path}
     if part is not whole:
@@ -314,9 +311,3 @@ def _schema(config: NextTokenConfig) -> ActionSchema:
 
 def _has_tokenizer(checkpoint: ForeignCheckpoint) -> bool:
     return any(name.endswith(_CODEBOOK) for name in checkpoint.tensors)
-
-
-def _stored_type(checkpoint: ForeignCheckpoint, counts: Callable[[str], bool]) -> torch.dtype:
-    types = {tensor.dtype for name, tensor in checkpoint.tensors.items() if counts(name)}
-    only = types.pop() if len(types) == 1 else torch.float32
-    return only if only in _STORED_TYPES else torch.float32

@@ -229,7 +229,8 @@ class TemporalTokenizer(VisualTokenizer):
         tokens = self.time(tokens, self._positions(first, t, tokens.device), 0, look_back)
         tokens = rearrange(tokens, "(b r c) t width -> (b t) (r c) width", b=b, r=r)
         tokens = self.space(tokens, self._positions(0, r * c, tokens.device), 0, look_around)
-        return rearrange(tokens, "(b t) (r c) width -> b t width r c", b=b, r=r)
+        mixed: Tensor = rearrange(tokens, "(b t) (r c) width -> b t width r c", b=b, r=r)
+        return mixed
 
     def _positions(self, first: int, count: int, device: torch.device) -> RotaryTable:
         places = torch.arange(first, first + count, device=device)
