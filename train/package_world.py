@@ -18,6 +18,7 @@ from worldgen.card_text import card_as_markdown
 from worldgen.checkpoint import file_hash, load_tensors, save_tensors, write_text
 from worldgen.config import build
 from worldgen.data.episodes import SPLITS, Dataset
+from worldgen.data.token_cache import recorded_ids
 from worldgen.errors import CheckpointError, DataError, WorldgenError
 from worldgen.evaluation.clips import load_clips, write_clip_specs
 from worldgen.evaluation.inverse_dynamics import INVERSE_DYNAMICS_FILE
@@ -262,20 +263,24 @@ def make_starts(dataset: Dataset, tokenizer: VisualTokenizer, config: StartsConf
         info = infos[number % len(infos)]
         last = int(np.clip(end, context - 1, info.length - 1))
         first = last + 1 - context
-        episode = dataset.load(info)
-        frames = to_float(torch.from_numpy(episode.frames[first : last + 1]))
-        clips = rearrange(
-            frames, "t rgb h w -> t 1 rgb h w" if single else "t rgb h w -> 1 t rgb h w"
-        )
-        with torch.no_grad():
-            ids = tokenizer.encode(clips)
-        action_ids = torch.from_numpy(action_tokenizer.encode(episode.actions[first:last]))
+        actions = dataset.load_columns(info)["action"]
+        if dataset.metadata.tokens is None:
+            frames = to_float(torch.from_numpy(dataset.load(info).frames[first : last + 1]))
+            clips = rearrange(
+                frames, "t rgb h w -> t 1 rgb h w" if single else "t rgb h w -> 1 t rgb h w"
+            )
+            with torch.no_grad():
+                grids = tokenizer.encode(clips)
+            ids = rearrange(grids, "clip step row column -> (clip step) (row column)")
+        else:
+            ids = torch.from_numpy(recorded_ids(dataset, info, tokenizer)[first : last + 1])
+        action_ids = torch.from_numpy(action_tokenizer.encode(actions[first:last]))
         starts.append(
             Start(
-                visual_ids=rearrange(ids, "clip step row column -> (clip step) (row column)"),
+                visual_ids=ids,
                 action_ids=layout.actions_of_steps(action_ids),
                 environment_seed=info.seed if can_play_again else None,
-                environment_actions=episode.actions[:last] if can_play_again else None,
+                environment_actions=actions[:last] if can_play_again else None,
             )
         )
     return starts

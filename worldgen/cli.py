@@ -366,6 +366,17 @@ def _add_data(commands: Any) -> None:
     convert.add_argument("--height", type=_whole_number(1), help="of frames (default: as recorded)")
     convert.add_argument("--width", type=_whole_number(1), help="of frames (default: as recorded)")
     convert.add_argument(
+        "--crop",
+        action="store_true",
+        help="cut frames to the shape of --height and --width before scaling (default: stretch)",
+    )
+    convert.add_argument(
+        "--fps",
+        type=float,
+        metavar="RATE",
+        help="take fewer frames a second of a drive (default: all)",
+    )
+    convert.add_argument(
         "--actions",
         choices=["recorded", "ego_motion"],
         default="recorded",

@@ -359,6 +359,8 @@ def _data_convert(arguments: Namespace) -> int:
         gui=arguments.gui,
         camera=arguments.camera,
         episode_frames=arguments.episode_frames,
+        frames_per_second=arguments.fps,
+        crop=arguments.crop,
     )
     layout = open_layout(arguments.path)
     with tqdm(unit=" recordings", disable=None) as bar:

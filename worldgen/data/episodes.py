@@ -19,15 +19,19 @@ from worldgen.tokenizers.action.schema import ActionSchema
 
 __all__ = [
     "SPLITS",
+    "VISUAL_IDS",
     "Column",
     "Dataset",
     "DatasetMetadata",
     "Episode",
     "EpisodeInfo",
     "EpisodeWriter",
+    "TokenGrid",
 ]
 
 SPLITS = ("train", "validation", "test")
+VISUAL_IDS = "visual_ids"
+"""Column of recordings that hold the ids of frames instead of frames: int [time, row, column]."""
 _FORMAT = "worldgen-episodes"
 _VERSION = 1
 
@@ -47,6 +51,21 @@ class Column:
     shape: tuple[int, ...] = ()
     unit: str = ""
     meaning: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenGrid:
+    """What the visual ids of a recording without frames are: a grid for each frame.
+
+    Attributes:
+        rows: Height of the grid.
+        columns: Width of the grid.
+        codebook_size: Number of different ids.
+    """
+
+    rows: int
+    columns: int
+    codebook_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +96,8 @@ class Episode:
     """Frames and what was done in them.
 
     Attributes:
-        frames: uint8 [time, height, width, 3].
+        frames: uint8 [time, height, width, 3]; of no pixels, [time, 0, 0, 3], where the column
+            `VISUAL_IDS` stands for them.
         actions: int64 or float [time, groups]; `actions[t]` leads from frame t to frame t + 1.
         columns: Name to array [time, ...], among them `reward` (of the step from t) and `cut`
             (frame t + 1 does not follow from action t: true in the last row).
@@ -98,11 +118,13 @@ class DatasetMetadata:
         environment: Gymnasium "id" and the "options" given to `gymnasium.make`; None for a
             recording of what cannot be played here.
         frames_per_second: Of the environment.
-        frame_height: Pixels.
-        frame_width: Pixels.
+        frame_height: Pixels; 0 in a recording without frames.
+        frame_width: Pixels; 0 in a recording without frames.
         action_schema: `ActionSchema` as JSON; see `schema`.
         columns: What the npz files hold besides `action`.
         seeds: First environment seed of each split; no split reaches into the next.
+        tokens: What the column `VISUAL_IDS` holds in a recording without frames; None where there
+            are frames.
     """
 
     environment: dict[str, Any] | None
@@ -112,6 +134,7 @@ class DatasetMetadata:
     action_schema: dict[str, Any]
     columns: dict[str, Column]
     seeds: dict[str, int] = field(default_factory=dict)
+    tokens: TokenGrid | None = None
     format: str = _FORMAT
     version: int = _VERSION
 
@@ -122,7 +145,10 @@ class DatasetMetadata:
 
     def write(self, folder: Path) -> None:
         """Write `dataset.json` into `folder`."""
-        _write_json(folder / "dataset.json", asdict(self))
+        content = asdict(self)
+        if self.tokens is None:
+            del content["tokens"]
+        _write_json(folder / "dataset.json", content)
 
 
 class EpisodeWriter:
@@ -153,9 +179,10 @@ class EpisodeWriter:
             )
         stem = _stem(self._folder, episode.info.index)
         stem.with_suffix(".json").unlink(missing_ok=True)
-        write_video(
-            stem.with_suffix(".mp4"), episode.frames, self._frames_per_second, lossless=True
-        )
+        if VISUAL_IDS not in arrays:
+            write_video(
+                stem.with_suffix(".mp4"), episode.frames, self._frames_per_second, lossless=True
+            )
         write_atomically(
             stem.with_suffix(".npz"),
             lambda temporary: np.savez_compressed(temporary, **arrays),
@@ -197,7 +224,7 @@ class Dataset:
                 info = build(EpisodeInfo, {**described, "split": split})
             except ConfigError as error:
                 raise DataError(f"{path} is not an episode: {error}") from error
-            if info.complete and all(path.with_suffix(end).exists() for end in (".mp4", ".npz")):
+            if info.complete and all(path.with_suffix(end).exists() for end in self._suffixes):
                 infos.append(info)
         return infos
 
@@ -211,7 +238,7 @@ class Dataset:
         """Return an episode with all its frames.
 
         Raises:
-            DataError: If a file is damaged, or the lengths differ.
+            DataError: If a file is damaged, or the lengths differ, or the recording has no frames.
         """
         frames = read_video(self.video_path(info))
         columns = self.load_columns(info)
@@ -224,8 +251,21 @@ class Dataset:
         return Episode(frames=frames, actions=actions, columns=columns, info=info)
 
     def video_path(self, info: EpisodeInfo) -> Path:
-        """Return where the frames of an episode are."""
-        return _stem(self._split_folder(info.split), info.index).with_suffix(".mp4")
+        """Return where the frames of an episode are.
+
+        Raises:
+            DataError: If the recording has no frames.
+        """
+        if self.metadata.tokens is not None:
+            raise DataError(
+                f"{self.folder} holds visual ids and no frames; world models can be trained on it, "
+                "and nothing that looks at pixels"
+            )
+        return self.stem(info).with_suffix(".mp4")
+
+    def stem(self, info: EpisodeInfo) -> Path:
+        """Return what the paths of an episode's files have in common, without their endings."""
+        return _stem(self._split_folder(info.split), info.index)
 
     def load_columns(self, info: EpisodeInfo) -> dict[str, NDArray[Any]]:
         """Return the arrays of an episode, `action` among them, without decoding its video.
@@ -233,12 +273,17 @@ class Dataset:
         Raises:
             DataError: If the file is damaged.
         """
-        path = _stem(self._split_folder(info.split), info.index).with_suffix(".npz")
+        path = self.stem(info).with_suffix(".npz")
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path} is damaged ({error}); delete the episode") from error
+
+    @property
+    def _suffixes(self) -> tuple[str, ...]:
+        """Endings of an episode's files beside the JSON file."""
+        return (".mp4", ".npz") if self.metadata.tokens is None else (".npz",)
 
     def _split_folder(self, split: str) -> Path:
         if split not in SPLITS:

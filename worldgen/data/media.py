@@ -13,7 +13,15 @@ from worldgen.data.episodes import SPLITS, Dataset
 from worldgen.data.video import iterate_video
 from worldgen.errors import DataError
 
-__all__ = ["IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "MediaFolder", "Skipped", "fit"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "MediaFolder",
+    "Skipped",
+    "centred_box",
+    "fit",
+    "read_image",
+]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
@@ -84,7 +92,7 @@ class MediaFolder:
             DataError: If the file is missing or damaged; it is then in `skipped`.
         """
         try:
-            return _read_image(path, size)
+            return read_image(path, size)
         except DataError as error:
             self._skip(path, error)
             raise
@@ -217,18 +225,33 @@ def fit(picture: UInt8[np.ndarray, "h w 3"], size: Size) -> UInt8[np.ndarray, "h
         picture: uint8 RGB.
         size: Height and width, in pixels.
     """
-    height, width = picture.shape[:2]
-    if (height, width) == size:
+    if picture.shape[:2] == size:
         return picture
-    scale = min(height / size[0], width / size[1])
-    cut_height, cut_width = scale * size[0], scale * size[1]
-    top, left = (height - cut_height) / 2, (width - cut_width) / 2
-    box = (left, top, left + cut_width, top + cut_height)
+    box = centred_box(picture.shape[:2], size)
     resized = Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
     return np.asarray(resized)
 
 
-def _read_image(path: Path, size: Size | None) -> UInt8[np.ndarray, "h w 3"]:
+def centred_box(picture: Size, shape: Size) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of the largest centred part of a picture of a shape.
+
+    Args:
+        picture: Height and width of the picture, in pixels.
+        shape: Height and width, of which only the ratio counts.
+    """
+    height, width = picture
+    scale = min(height / shape[0], width / shape[1])
+    cut_height, cut_width = scale * shape[0], scale * shape[1]
+    top, left = (height - cut_height) / 2, (width - cut_width) / 2
+    return left, top, left + cut_width, top + cut_height
+
+
+def read_image(path: Path, size: Size | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """Return an image as `MediaFolder.read_image` does, wherever it lies.
+
+    Raises:
+        DataError: If the file is missing or damaged.
+    """
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)

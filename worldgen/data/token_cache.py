@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from worldgen.checkpoint import write_atomically
-from worldgen.data.episodes import Dataset
+from worldgen.data.episodes import VISUAL_IDS, Dataset, EpisodeInfo, TokenGrid
 from worldgen.errors import ConfigError, DataError
 from worldgen.layout import SequenceLayout
 from worldgen.records import to_float
 from worldgen.tokenizers.action import ActionTokenizer
 from worldgen.tokenizers.visual import VisualTokenizer
 
-__all__ = ["TokenCache", "open_or_build_token_cache"]
+__all__ = ["TokenCache", "open_or_build_token_cache", "recorded_ids"]
 
 _FORMAT = "worldgen-tokens"
 _VERSION = 1
@@ -92,7 +92,8 @@ def open_or_build_token_cache(
 ) -> TokenCache:
     """Return the tokens of a split, encoding the frames first where that was not done yet.
 
-    A cache made by another tokenizer, or of fewer episodes than the recording has by now, is
+    A recording that holds visual ids instead of frames is copied; the tokenizer only has to have
+    its grid. A cache made by another tokenizer, or of fewer episodes than the recording has by now, is
     made anew.
 
     Args:
@@ -106,7 +107,7 @@ def open_or_build_token_cache(
 
     Raises:
         ConfigError: If `clip_steps` leaves no step to predict.
-        DataError: If the split has no episodes, or frames of another size.
+        DataError: If the split has no episodes, or frames or ids of another size.
     """
     infos = dataset.episodes(split)
     if not infos:
@@ -164,6 +165,34 @@ def open_token_cache(folder: Path, tokenizer_hash: str) -> TokenCache:
     )
 
 
+def recorded_ids(
+    dataset: Dataset, info: EpisodeInfo, visual_tokenizer: VisualTokenizer
+) -> Int[np.ndarray, "step cell"]:
+    """Return the visual ids of an episode of a recording that holds them instead of frames.
+
+    Raises:
+        DataError: If they are not those that the tokenizer decodes, or the file is damaged.
+    """
+    tokens = dataset.metadata.tokens
+    grid = TokenGrid(
+        rows=visual_tokenizer.rows,
+        columns=visual_tokenizer.columns,
+        codebook_size=visual_tokenizer.codebook_size,
+    )
+    if tokens != grid or not visual_tokenizer.single_frames:
+        raise DataError(
+            f"{dataset.folder} holds visual ids of {tokens}, the tokenizer has {grid}"
+            f"{'' if visual_tokenizer.single_frames else ' for several frames at once'}; give the "
+            "tokenizer.safetensors in that folder, or the tokenizer that made the ids"
+        )
+    ids = dataset.load_columns(info).get(VISUAL_IDS)
+    if ids is None or ids.shape != (info.length, grid.rows, grid.columns):
+        raise DataError(f"{dataset.stem(info)}.npz is damaged: no {VISUAL_IDS} for each frame")
+    if ids.min() < 0 or ids.max() >= grid.codebook_size:
+        raise DataError(f"{dataset.stem(info)}.npz is damaged: ids beyond {grid.codebook_size - 1}")
+    return rearrange(ids, "step row column -> step (row column)").astype(np.int64)
+
+
 def _read_meta(folder: Path) -> dict[str, Any] | None:
     path = folder / _META_FILE
     if not path.is_file():
@@ -182,8 +211,9 @@ def _build(
     # The JSON file makes the cache exist, so it goes first and comes back last.
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _META_FILE).unlink(missing_ok=True)
+    has_frames = dataset.metadata.tokens is None
     size = (dataset.metadata.frame_height, dataset.metadata.frame_width)
-    if size != (visual_tokenizer.frame_height, visual_tokenizer.frame_width):
+    if has_frames and size != (visual_tokenizer.frame_height, visual_tokenizer.frame_width):
         raise DataError(
             f"{dataset.folder} has frames of {size[0]} x {size[1]} pixels, the tokenizer takes "
             f"{visual_tokenizer.frame_height} x {visual_tokenizer.frame_width}"
@@ -208,15 +238,21 @@ def _build(
     step = 0
     with closing(tqdm(total=described["frames"], desc=f"encode {split}", unit=" frames")) as bar:
         for info in infos:
-            episode = dataset.load(info)
             runs = _runs(info.length, layout, clip_steps)
             stop = step + sum(run.steps for run in runs)
-            action_ids = torch.from_numpy(action_tokenizer.encode(episode.actions))
+            if has_frames:
+                episode = dataset.load(info)
+                taken = episode.actions
+                encode = _encode_frames if clip_steps is None else _encode_runs
+                encoded = encode(visual_tokenizer, episode.frames, runs)
+            else:
+                taken = dataset.load_columns(info)["action"]
+                encoded = iter([recorded_ids(dataset, info, visual_tokenizer)])
+            action_ids = torch.from_numpy(action_tokenizer.encode(taken))
             actions[step:stop] = torch.cat(
                 [layout.actions_of_steps(action_ids[run.action_frames]) for run in runs]
             )
-            encode = _encode_frames if clip_steps is None else _encode_runs
-            for ids in encode(visual_tokenizer, episode.frames, runs):
+            for ids in encoded:
                 visual[step : step + len(ids)] = ids
                 step += len(ids)
             bar.update(info.length)

@@ -9,20 +9,28 @@ from worldgen.data.formats.base import (
     ReadOptions,
     Recording,
 )
+from worldgen.data.formats.comma2k19 import Comma2k19
+from worldgen.data.formats.commavq import CommaVq
 from worldgen.data.formats.lerobot import LeRobotDataset
 from worldgen.data.formats.mineworld_validation import MineWorldValidation
 from worldgen.data.formats.native import NativeEpisodes
+from worldgen.data.formats.nuplan import NuPlan
+from worldgen.data.formats.nuscenes import NuScenes
 from worldgen.data.formats.report import Problem, Report
 from worldgen.data.formats.vpt import VptRecordings
 from worldgen.errors import DataError
 
 __all__ = [
     "LAYOUTS",
+    "Comma2k19",
+    "CommaVq",
     "Content",
     "Layout",
     "LeRobotDataset",
     "MineWorldValidation",
     "NativeEpisodes",
+    "NuPlan",
+    "NuScenes",
     "Problem",
     "ReadOptions",
     "Reading",
@@ -37,6 +45,10 @@ LAYOUTS: tuple[type[Layout], ...] = (
     LeRobotDataset,
     VptRecordings,
     MineWorldValidation,
+    NuScenes,
+    NuPlan,
+    Comma2k19,
+    CommaVq,
 )
 """In the order in which they are tried."""
 

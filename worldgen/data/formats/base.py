@@ -1,5 +1,6 @@
 """What every reader of recordings offers: detect, inspect, and a stream of native episodes."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from worldgen.data.episodes import Column, Episode, EpisodeInfo
+from worldgen.data.episodes import Column, Episode, EpisodeInfo, TokenGrid
 from worldgen.data.formats.report import Problem, Report
 from worldgen.errors import ConfigError
 from worldgen.tokenizers.action.schema import ActionSchema
@@ -46,6 +47,8 @@ class ReadOptions:
         camera: Which of several videos; None is the first.
         episode_frames: Longer recordings become several episodes, each with no more frames. One
             episode is held in memory.
+        frames_per_second: Fewer frames than recorded, for recordings of a drive; None is all.
+        crop: Cut frames to the shape of `size` before they are scaled, instead of stretching them.
     """
 
     size: tuple[int, int] | None = None
@@ -53,6 +56,8 @@ class ReadOptions:
     gui: Gui = "drop"
     camera: str | None = None
     episode_frames: int = 600
+    frames_per_second: float | None = None
+    crop: bool = False
 
     def __post_init__(self) -> None:
         if self.size is not None and min(self.size) < 1:
@@ -63,6 +68,11 @@ class ReadOptions:
             raise ConfigError(
                 f"episodes of {self.episode_frames} frames; use {_FEWEST_FRAMES} or more"
             )
+        rate = self.frames_per_second
+        if rate is not None and not (math.isfinite(rate) and rate > 0):
+            raise ConfigError(f"{rate} frames per second; use a number above 0")
+        if self.crop and self.size is None:
+            raise ConfigError("frames are cropped to the shape of a size; give height and width")
 
 
 @dataclass
@@ -119,6 +129,7 @@ class Content:
         frames_per_second: Of the recordings.
         frame_size: Height and width of the episodes' frames.
         environment: Gymnasium "id" and "options", None where there is none to ask.
+        tokens: What the column `visual_ids` holds in recordings without frames.
     """
 
     schema: ActionSchema
@@ -126,6 +137,7 @@ class Content:
     frames_per_second: float
     frame_size: tuple[int, int]
     environment: dict[str, Any] | None = None
+    tokens: TokenGrid | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +160,8 @@ class Layout(ABC):
     """One word, as in reports."""
     looks_like: ClassVar[str]
     """One line for a person whose folder fits nothing."""
+    can_thin_out: ClassVar[bool] = False
+    """Whether it knows `ReadOptions.frames_per_second`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -185,6 +199,10 @@ class Layout(ABC):
         What cannot be used is noted in `reading` and left out. `info.index` and `info.seed` count
         from 0; whoever writes the episodes numbers them.
         """
+
+    def write_beside(self, out: Path) -> None:
+        """Write what a folder of converted episodes needs beside them; most layouts need nothing."""
+        del out
 
     def episodes(self, reading: Reading | None = None) -> Iterator[Episode]:
         """Yield the episodes of all recordings in order."""

@@ -97,6 +97,11 @@ def convert(
     Raises:
         DataError: If the folder holds something else, or no recording can be read.
     """
+    if options.frames_per_second is not None and not layout.can_thin_out:
+        raise DataError(
+            f"recordings of the layout {layout.name} keep their frame rate; leave "
+            f"{options.frames_per_second:g} frames per second out"
+        )
     content = layout.content(options)
     recordings = layout.recordings()[:limit]
     if not recordings:
@@ -178,6 +183,8 @@ def _begin(layout: Layout, out: Path, options: ReadOptions, content: Content) ->
     state = _State(source=str(layout.path.resolve()), layout=layout.name, options=described)
     if (out / STATE_FILE).is_file():
         there = _read_state(out / STATE_FILE)
+        # Options that came later were at their defaults.
+        there.options = dataclasses.asdict(ReadOptions()) | there.options
         for name in ("source", "layout", "options"):
             if getattr(there, name) != getattr(state, name):
                 raise DataError(
@@ -197,7 +204,9 @@ def _begin(layout: Layout, out: Path, options: ReadOptions, content: Content) ->
         frame_width=content.frame_size[1],
         action_schema=content.schema.to_json(),
         columns=dict(content.columns),
+        tokens=content.tokens,
     ).write(out)
+    layout.write_beside(out)
     return state
 
 
@@ -217,10 +226,9 @@ def _remove_unfinished(out: Path, state: _State) -> None:
     for split in SPLITS:
         for info in dataset.episodes(split):
             if info.index >= state.count(split, "episodes"):
-                stem = dataset.video_path(info).with_suffix("")
                 # The JSON file makes the episode exist, so it goes first.
                 for suffix in (".json", ".npz", ".mp4"):
-                    stem.with_suffix(suffix).unlink()
+                    dataset.stem(info).with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _next_split(

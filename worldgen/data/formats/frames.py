@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from worldgen.data.formats.base import Reading
+from worldgen.data.media import centred_box
 from worldgen.data.video import iterate_timed_video, num_declared_frames, video_stream
 from worldgen.errors import DataError
 
@@ -87,22 +88,24 @@ def timed_frames(
 def resize(
     frame: UInt8[np.ndarray, "h w 3"], size: tuple[int, int], reading: Reading
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Return a frame stretched to `size`, with the clock running.
+    """Return a frame of `size`, with the clock running.
 
     Bilinear with antialiasing: when shrinking, each pixel is the weighted mean of the area around
     the one it stands for, with weights that fall off linearly. The whole picture is kept, so its
-    shape may change, as it does for the models that were trained on such recordings.
+    shape may change, as it does for the models that were trained on such recordings; with the
+    option `crop` the largest centred part of the right shape is.
 
     Args:
         frame: uint8 RGB.
         size: Height and width, in pixels.
-        reading: Holds the clock.
+        reading: Holds the clock and the options.
     """
     if frame.shape[:2] == size:
         return frame
     begun = time.perf_counter()
+    box = centred_box(frame.shape[:2], size) if reading.options.crop else None
     resized = np.asarray(
-        Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+        Image.fromarray(frame).resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
     )
     reading.resize_seconds += time.perf_counter() - begun
     return resized

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from worldgen.data.episodes import SPLITS, Dataset, Episode
+from worldgen.data.episodes import SPLITS, VISUAL_IDS, Dataset, Episode
 from worldgen.data.formats.base import (
     Content,
     Layout,
@@ -50,14 +50,21 @@ class NativeEpisodes(Layout):
         reading, recordings = Reading(), self.recordings()
         reports = []
         rates, sizes = Counter[str](), Counter[str]()
+        tokens = self._dataset.metadata.tokens
         for recording in recordings[:limit]:
             frames = actions = None
             try:
-                facts = video_facts(self._dataset.video_path(recording.key))
-                frames = facts.frames
-                rates[f"{facts.frames_per_second:g}"] += 1
-                sizes[f"{facts.height} x {facts.width}"] += 1
-                actions = len(self._dataset.load_columns(recording.key)["action"])
+                columns = self._dataset.load_columns(recording.key)
+                if tokens is None:
+                    facts = video_facts(self._dataset.video_path(recording.key))
+                    frames = facts.frames
+                    rates[f"{facts.frames_per_second:g}"] += 1
+                    sizes[f"{facts.height} x {facts.width}"] += 1
+                else:
+                    frames = len(columns[VISUAL_IDS])
+                    rates[f"{self._dataset.metadata.frames_per_second:g}"] += 1
+                    sizes[f"{tokens.rows} x {tokens.columns} visual ids, no pixels"] += 1
+                actions = len(columns["action"])
                 if {frames, actions} != {recording.key.length}:
                     reading.note(
                         f"{recording.name}.json",
@@ -98,6 +105,11 @@ class NativeEpisodes(Layout):
                 f"{self.path} has an action schema of its own; leave --schema {options.schema} out"
             )
         metadata = self._dataset.metadata
+        if metadata.tokens is not None:
+            raise DataError(
+                f"{self.path} holds visual ids and no frames, so there is nothing to scale; train on "
+                "it as it is"
+            )
         return Content(
             schema=metadata.schema,
             columns=metadata.columns,
