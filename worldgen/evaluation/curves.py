@@ -175,7 +175,11 @@ def _labels(x_label: str, y_label: str) -> str:
 
 def _nice_range(low: float, high: float) -> tuple[float, float, float]:
     """Return bounds on round numbers around the values, and the distance of the ticks."""
-    spread = max(high - low, 1e-9 * max(abs(high), 1.0))
+    if high - low < 1e-9 * max(abs(high), 1.0):
+        # All values are equal: a line in the middle.
+        margin = 0.1 * max(abs(high), 1.0)
+        low, high = low - margin, high + margin
+    spread = high - low
     raw = spread / _TICKS
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)

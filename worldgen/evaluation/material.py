@@ -18,7 +18,16 @@ from worldgen.generation.decoding import Decoder, make_decoder
 from worldgen.pipeline import World
 from worldgen.real_environment import RealEnvironment
 
-__all__ = ["CLIPS_FILE", "PROBES_FILE", "Material", "held_rollouts", "load_world_probes", "prepare"]
+__all__ = [
+    "CLIPS_FILE",
+    "PROBES_FILE",
+    "Material",
+    "clips_of",
+    "held_rollouts",
+    "load_world_probes",
+    "prepare",
+    "roller_of",
+]
 
 CLIPS_FILE = "evaluation.json"
 PROBES_FILE = "probe.safetensors"
@@ -105,6 +114,30 @@ def prepare(
         DataError: If there are no test clips.
         EnvironmentMissingError: If the clips must be rendered and the environment is missing.
     """
+    clips, environment = clips_of(world, count, data, tell, horizon=horizon)
+    roller = roller_of(world, len(clips), decoder)
+    tell("tokens of the truth")
+    ids = roller.encode(clips.frames)
+    context_ids = ids[:, : world.tokenizer.num_latents(clips.context)]
+    generated_ids = roller.roll_out(context_ids, clips.actions, progress=tell)
+    return Material(
+        world=world,
+        clips=clips,
+        roller=roller,
+        ids=ids,
+        reconstruction=roller.decode(ids)[:, : clips.frames.shape[1]],
+        generated=roller.decode_after(context_ids, generated_ids)[:, : clips.horizon],
+        environment=environment,
+    )
+
+
+def clips_of(
+    world: World, count: int, data: Path | None, tell: Progress, *, horizon: int = HORIZON
+) -> tuple[Clips, RealEnvironment | None]:
+    """Return test clips of a world, with as much context as its tokenizer can take, as `prepare`.
+
+    With them comes the real environment, if there is one.
+    """
     tell("test clips")
     environment: RealEnvironment | None = None
     card = world.card.environment
@@ -126,8 +159,13 @@ def prepare(
             )
         environment = RealEnvironment(card.id, card.options)
         clips = render_clips(specs[:count], environment, context=context, progress=tell)
-    clips = clips.with_context(world.tokenizer.longest_clip(clips.context)).until(horizon)
-    roller = Roller(
+    clips = clips.with_context(world.tokenizer.longest_clip(clips.context))
+    return clips.until(horizon), environment
+
+
+def roller_of(world: World, rows: int, decoder: Decoder | None = None) -> Roller:
+    """Return what rolls out that many clips of a world, by default with the card's first decoder."""
+    return Roller(
         model=world.model,
         visual_tokenizer=world.tokenizer,
         action_tokenizer=world.action_tokenizer,
@@ -135,20 +173,7 @@ def prepare(
         or make_decoder(
             world.card.decoders[0], world.model.layout, world.card.sampling, world.tokenizer
         ),
-        seeds=range(len(clips)),
-    )
-    tell("tokens of the truth")
-    ids = roller.encode(clips.frames)
-    context_ids = ids[:, : world.tokenizer.num_latents(clips.context)]
-    generated_ids = roller.roll_out(context_ids, clips.actions, progress=tell)
-    return Material(
-        world=world,
-        clips=clips,
-        roller=roller,
-        ids=ids,
-        reconstruction=roller.decode(ids)[:, : clips.frames.shape[1]],
-        generated=roller.decode_after(context_ids, generated_ids)[:, : clips.horizon],
-        environment=environment,
+        seeds=range(rows),
     )
 
 
