@@ -85,6 +85,12 @@ def _add_play(commands: Any) -> None:
     play.add_argument(
         "--max-sessions", type=_whole_number(1), default=8, help="players at once (default: 8)"
     )
+    play.add_argument(
+        "--adaptive",
+        action="store_true",
+        help="draw a new run in the best decoding order that the machine keeps up with "
+        "(default: in the first one on the world's card)",
+    )
 
 
 def _add_rollout(commands: Any) -> None:

@@ -58,6 +58,7 @@ def _play(arguments: Namespace) -> int:
         port=arguments.port,
         open_browser=not arguments.no_browser,
         max_sessions=arguments.max_sessions,
+        adaptive=arguments.adaptive,
     )
     return 0
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,7 +80,18 @@ class WorldCard:
     """Commands, seeds, time and hardware."""
     figures: dict[str, Any] = field(default_factory=dict)
     """Measured quality and speed."""
+    decoder_likelihoods: dict[str, float] = field(default_factory=dict)
+    """For decoding orders, the log-likelihood a cell that raster order would have given what they
+    draw, as `worldgen pareto` measures it."""
     limits: tuple[str, ...] = ()
+
+    @property
+    def decoders_by_quality(self) -> tuple[str, ...]:
+        """Return the decoding orders, the likeliest first, as listed where that was not measured."""
+        likelihoods = self.decoder_likelihoods
+        return tuple(
+            sorted(self.decoders, key=lambda name: likelihoods.get(name, -math.inf), reverse=True)
+        )
 
     def write(self, folder: Path) -> None:
         """Write the card as `world.json` into a world's folder."""

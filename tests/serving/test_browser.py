@@ -262,6 +262,20 @@ def test_a_new_drive_begins_from_the_start_and_seed_that_were_asked_for(page: Pa
     assert (log["start"], log["decoder"]) == (1, "diagonal")
 
 
+def test_a_server_that_chooses_says_what_it_chose(browser: Browser, world_folder: Path) -> None:
+    with running_server([str(world_folder)], adaptive=True) as url, visitor(browser, url) as page:
+        begin(page)
+        by_load = page.locator("#decoder option[value='']")
+        expect(page.locator("#decoder")).to_have_value("")
+        expect(by_load).to_have_text(re.compile("^by load: (whole frame|strided:4|diagonal|raster)$"))
+        page.locator("#decoder").select_option("diagonal")
+        page.get_by_role("button", name="Begin").click()
+        expect(by_load).to_have_text("by load")
+        expect(page.locator("#decoder")).to_have_value("diagonal")
+        play_to(page, 1)
+        assert save_log(page)["decoder"] == "diagonal"
+
+
 def test_the_address_opens_the_same_drive_again(browser: Browser, url: str) -> None:
     with visitor(browser, f"{url}#world=other&start=1&seed=12") as page:
         begin(page)

@@ -38,6 +38,7 @@ def create_app(
     world_names: Sequence[str],
     *,
     max_sessions: int = 8,
+    adaptive: bool = False,
     limits: Limits | None = None,
     allowed_hosts: Sequence[str] = (),
 ) -> Starlette:
@@ -46,13 +47,14 @@ def create_app(
     Args:
         world_names: Shipped names or folders of the worlds to offer; they are loaded here.
         max_sessions: Visitors at once; one more is refused politely.
+        adaptive: Whether a new drive gets a decoding order that the machine keeps up with.
         limits: What one visitor may ask for.
         allowed_hosts: Names, beside localhost and numeric addresses, that a browser may use.
 
     Raises:
         WorldgenError: If a world cannot be loaded.
     """
-    engine = Engine(world_names, max_sessions=max_sessions)
+    engine = Engine(world_names, max_sessions=max_sessions, adaptive=adaptive)
     allowed = limits or Limits()
     numbers = itertools.count(1)
 
@@ -87,6 +89,7 @@ def serve(
     port: int = 8765,
     open_browser: bool = True,
     max_sessions: int = 8,
+    adaptive: bool = False,
 ) -> None:
     """Serve worlds until Ctrl-C.
 
@@ -96,13 +99,14 @@ def serve(
         port: Port; 0 takes a free one.
         open_browser: Show the page in the user's browser, if there is one.
         max_sessions: Visitors at once.
+        adaptive: Whether a new drive gets a decoding order that the machine keeps up with.
 
     Raises:
         WorldgenError: If a world cannot be loaded or the address cannot be had.
     """
     _log_to_terminal()
     with _listen(host, port) as listener:
-        app = create_app(world_names, max_sessions=max_sessions)
+        app = create_app(world_names, max_sessions=max_sessions, adaptive=adaptive)
         url = _url(host, listener)
         _logger.info("playing %s at %s (Ctrl-C stops)", ", ".join(map(str, world_names)), url)
         if open_browser and _has_display():
@@ -118,6 +122,7 @@ def running_server(
     *,
     port: int = 0,
     max_sessions: int = 8,
+    adaptive: bool = False,
     limits: Limits | None = None,
 ) -> Iterator[str]:
     """Run a server in a thread of this process, on a free port; yield the page's URL.
@@ -128,6 +133,7 @@ def running_server(
         world_names: Shipped names or folders.
         port: Port; 0 takes a free one.
         max_sessions: Visitors at once.
+        adaptive: Whether a new drive gets a decoding order that the machine keeps up with.
         limits: What one visitor may ask for.
 
     Raises:
@@ -138,7 +144,8 @@ def running_server(
         ...     print(url)
     """
     with _listen("127.0.0.1", port) as listener:
-        server = _server(create_app(world_names, max_sessions=max_sessions, limits=limits))
+        app = create_app(world_names, max_sessions=max_sessions, adaptive=adaptive, limits=limits)
+        server = _server(app)
         thread = threading.Thread(
             target=server.run, kwargs={"sockets": [listener]}, name="worldgen-server", daemon=True
         )

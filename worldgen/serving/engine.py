@@ -20,8 +20,10 @@ from jaxtyping import UInt8
 
 from worldgen.errors import SessionLimitError, WorldgenError
 from worldgen.generation.batch import LARGEST_BATCH
+from worldgen.generation.scheduled import ScheduleDecoder
 from worldgen.pipeline import World, load
 from worldgen.serving.foresight import Foresight
+from worldgen.serving.load import Load
 from worldgen.serving.player import Player, Wish, advance_players
 
 __all__ = ["Engine", "Step"]
@@ -84,13 +86,20 @@ class Engine:
         world_names: Shipped names or folders; loaded here, so that a broken world stops the start.
         max_sessions: Visitors at once.
         look_ahead: Whether frames are drawn before they are asked for.
+        adaptive: Whether drives that ask for no decoding order get one by what the machine keeps up
+            with, see `worldgen.serving.load`; otherwise the first one on the world's card.
 
     Raises:
         WorldgenError: If a world cannot be loaded or none is named.
     """
 
     def __init__(
-        self, world_names: Sequence[str], *, max_sessions: int, look_ahead: bool = True
+        self,
+        world_names: Sequence[str],
+        *,
+        max_sessions: int,
+        look_ahead: bool = True,
+        adaptive: bool = False,
     ) -> None:
         if not world_names:
             raise WorldgenError("no world to play; name at least one, for example car_racing")
@@ -105,6 +114,8 @@ class Engine:
         self._batches: Counter[int] = Counter()
         self._foresight = Foresight()
         self._look_ahead = look_ahead
+        self.adaptive = adaptive
+        self._load: Load | None = None
         self._jobs: deque[_Job] = deque()
         self._jobs_lock = threading.Lock()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worldgen-model")
@@ -139,6 +150,39 @@ class Engine:
         future: Future[_Result] = self._submit(_Call(function=function))
         return await asyncio.wrap_future(future)
 
+    async def open(
+        self,
+        world: World,
+        *,
+        seed: int,
+        start: int,
+        decoder: str | None,
+        leaving: Player | None = None,
+    ) -> Player:
+        """Return a player at a start of a world.
+
+        Args:
+            world: One of `worlds`.
+            seed: Seed of the drive's random numbers.
+            start: Number of the start, wrapped round the world's starts.
+            decoder: Name of a decoding order; None leaves it to the engine.
+            leaving: A player who stops when this one begins.
+
+        Raises:
+            WorldgenError: If the seed or the decoder is not allowed.
+        """
+
+        def begin() -> Player:
+            name = decoder
+            if name is None and self._load is not None:
+                name = self._load.choose(world, leaving)
+            player = Player.open(world, seed=seed, start=start, decoder=name)
+            if self._load is not None:
+                self._load.stepped(player)
+            return player
+
+        return await self.run(begin)
+
     async def step(
         self, player: Player, action: np.ndarray, following: Sequence[np.ndarray] = ()
     ) -> Step:
@@ -158,13 +202,15 @@ class Engine:
         """Return what the warm-up found, and what was done since, as JSON can hold it.
 
         `batches` counts steps by the number of those that were taken together; `foresight` is
-        explained in `worldgen.serving.foresight`.
+        explained in `worldgen.serving.foresight`. `load` is there if the engine is adaptive: how
+        many play, what frames cost in each order, and how often each was chosen.
         """
-        return {
+        info = {
             "warm_up": self._warm_up,
             "batches": {str(size): count for size, count in sorted(self._batches.items())},
             "foresight": self._foresight.info(),
         }
+        return info if self._load is None else {**info, "load": self._load.info()}
 
     def report_warm_up(self) -> None:
         """Write what the warm-up found to the log."""
@@ -173,6 +219,9 @@ class Engine:
                 "%s is warm: %.1f ms a step by %s, torch on %d threads",
                 *(key, found["milliseconds"], found["decoder"], self._warm_up["threads"]),
             )
+        if self._load is not None:
+            for key, costs in self._load.info()["milliseconds"].items():
+                _logger.info("%s, milliseconds a frame to choose an order by: %s", key, costs)
 
     def stop(self) -> None:
         """Let the running step finish and drop those that wait."""
@@ -184,6 +233,8 @@ class Engine:
         if self._batches:
             _logger.info("steps by size of batch: %s", dict(sorted(self._batches.items())))
             _logger.info("frames drawn ahead: %s", self._foresight.info())
+            if self._load is not None:
+                _logger.info("orders chosen: %s", self._load.info()["chosen"])
 
     def _submit(self, job: _Job) -> Future[Any]:
         with self._jobs_lock:
@@ -244,10 +295,14 @@ class Engine:
             else:
                 _settle(wait, functools.partial(_taken, wait.wish))
         end = time.perf_counter()
-        if self._look_ahead:
-            for wait, was_there in zip(waits, foreseen, strict=True):
-                drawing = None if was_there else (end - begin) / len(waits)
-                self._foresight.answered(wait.wish.player, end, drawing)
+        for wait, was_there in zip(waits, foreseen, strict=True):
+            player, drawing = wait.wish.player, (end - begin) / len(waits)
+            if self._look_ahead:
+                self._foresight.answered(player, end, None if was_there else drawing)
+            if self._load is not None:
+                self._load.stepped(player)
+                if not was_there:
+                    self._load.drew(player, drawing)
 
     def _advance(self, waits: Sequence[_Wait]) -> bool:
         try:
@@ -268,6 +323,9 @@ class Engine:
                 "decoder": world.card.decoders[0],
                 "milliseconds": round(1000 * seconds, 1),
             }
+        if self.adaptive:
+            costs = {key: _costs_of_orders(world) for key, world in self.worlds.items()}
+            self._load = Load(self.worlds, costs)
         return {"threads": threads, "worlds": worlds}
 
 
@@ -309,8 +367,27 @@ def _use_best_num_threads(world: World) -> int:
     return best
 
 
-def _median_step_time(world: World) -> float:
-    session, rest = world.session(), world.action_tokenizer.schema.rest()
+def _costs_of_orders(world: World) -> dict[str, float]:
+    """Return the seconds that a frame takes in each order on a world's card.
+
+    They are tried from the fewest calls a frame on. Once one is too slow for a single player, those
+    with more calls are left out: a frame of them may take a minute.
+    """
+
+    def calls(name: str) -> int:
+        decoder = world.session(decoder=name).decoder
+        return len(decoder.schedule.groups) if isinstance(decoder, ScheduleDecoder) else 1
+
+    together, costs = world.model.layout.frames_per_step, {}
+    for name in sorted(world.card.decoders, key=calls):
+        costs[name] = _median_step_time(world, name) / together
+        if costs[name] * world.frames_per_second > 1:
+            break
+    return costs
+
+
+def _median_step_time(world: World, decoder: str | None = None) -> float:
+    session, rest = world.session(decoder=decoder), world.action_tokenizer.schema.rest()
     times = []
     for _ in range(_WARM_UP_STEPS + _TRIAL_STEPS):
         begin = time.perf_counter()

@@ -116,7 +116,11 @@ class Visit:
             {"key": key, "num_starts": len(world.starts), "card": to_mapping(world.card)}
             for key, world in self._engine.worlds.items()
         ]
-        return {"worlds": worlds, "max_command_bytes": commands.MAX_COMMAND_BYTES}
+        return {
+            "worlds": worlds,
+            "max_command_bytes": commands.MAX_COMMAND_BYTES,
+            "adaptive": self._engine.adaptive,
+        }
 
     async def _obey(self, message: protocol.Step | commands.Command) -> None:
         match message:
@@ -179,14 +183,14 @@ class Visit:
         self._companion.step(player.last_action, picture.frame_index, picture.frame)
 
     async def _open(self, command: commands.Open) -> None:
-        open_player = functools.partial(
-            Player.open,
+        player = await self._engine.open(
             self._world(command.world),
             seed=command.seed,
             start=command.start,
             decoder=command.decoder,
+            leaving=self._player,
         )
-        await self._begin(await self._engine.run(open_player))
+        await self._begin(player)
 
     async def _restore(self, command: commands.Restore) -> None:
         world = self._world(command.world)
@@ -195,10 +199,13 @@ class Visit:
             actions = actions.reshape(len(actions), world.action_tokenizer.schema.num_groups)
         except (ValueError, TypeError) as error:
             raise ActionError(f"the remembered actions do not fit {world.name}") from error
-        open_player = functools.partial(
-            Player.open, world, seed=command.seed, start=command.start, decoder=command.decoder
+        player = await self._engine.open(
+            world,
+            seed=command.seed,
+            start=command.start,
+            decoder=command.decoder,
+            leaving=self._player,
         )
-        player = await self._engine.run(open_player)
         steps = list(actions_from(actions, world))
         if await self._replay(player, steps, len(steps)) is not None:
             same = command.digest in (0, player.digest)

@@ -1,6 +1,6 @@
 // The card of a world as a page of facts: what it is, how it was made, how good it is, its limits.
 
-function words(key) {
+export function words(key) {
   return key.replaceAll("_", " ");
 }
 

@@ -1,7 +1,7 @@
 // Wires the page together: the link, the game, the two screens and everything around them.
 
 import { showBranches } from "./branches.js";
-import { renderCard } from "./card.js";
+import { renderCard, words } from "./card.js";
 import { Controls } from "./controls.js";
 import { Game } from "./game.js";
 import { Link } from "./link.js";
@@ -21,6 +21,7 @@ let reality = { state: "waiting" };
 let realityFrame = 0;
 let replaying = null;
 let maxCommandBytes = 0;
+let adaptive = false;
 let linkTrouble = { name: "connecting" };
 
 // The page leaves room for pictures of the shape that the dream has.
@@ -53,8 +54,9 @@ function notice(message) {
   handler?.(message);
 }
 
-function hello({ worlds: offered, max_command_bytes: most }) {
+function hello({ worlds: offered, max_command_bytes: most, adaptive: chooses }) {
   maxCommandBytes = most;
+  adaptive = chooses;
   worlds.clear();
   for (const world of offered) worlds.set(world.key, world);
   $("worlds").replaceChildren(...offered.map(worldTab));
@@ -98,7 +100,8 @@ function drive(message) {
     $("about-title").textContent = card.title;
     $("about-body").replaceChildren(renderCard(card));
     $("start").replaceChildren(...Array.from({ length: starts }, (_, index) => new Option(index, index)));
-    $("decoder").replaceChildren(...card.decoders.map((name) => new Option(name.replaceAll("_", " "), name)));
+    const orders = card.decoders.map((name) => new Option(words(name), name));
+    $("decoder").replaceChildren(...(adaptive ? [new Option("by load", "")] : []), ...orders);
     $("decoder-label").hidden = card.decoders.length < 2;
   }
   if (previous?.world !== message.world || previous.branch !== message.branch
@@ -108,7 +111,10 @@ function drive(message) {
   timeline.cut(message.actions.length);
   $("start").value = message.start ?? "";
   $("seed").value = message.seed;
-  $("decoder").value = message.decoder;
+  const byLoad = $("decoder").querySelector("option[value='']");
+  if (!byLoad) $("decoder").value = message.decoder;
+  // Whoever leaves the order to the server does so for the next run too, and sees what it chose.
+  else byLoad.textContent = $("decoder").value ? "by load" : `by load: ${words(message.decoder)}`;
   for (const tab of $("worlds").children) {
     tab.setAttribute("aria-pressed", String(tab.dataset.world === message.world));
   }
