@@ -1,5 +1,7 @@
 """DrivingWorld's tokenizer: upstream's numbers, and what is said about files that do not fit."""
 
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.reference_cases import Case, reference_cases
+from worldgen.errors import CheckpointError, ConfigError
 from worldgen.interop.drivingworld import (
+    RELEASED,
+    drivingworld_tokenizer_config,
     import_drivingworld_tokenizer,
     upstream_names,
 )
@@ -16,6 +21,8 @@ from worldgen.interop.files import read_checkpoint
 from worldgen.tokenizers.quantizers import GradientVectorQuantizer
 from worldgen.tokenizers.visual import (
     TemporalTokenizer,
+    load_visual_tokenizer,
+    save_visual_tokenizer,
 )
 
 VIDEOS = reference_cases("drivingworld", lambda c: c.get("model_class") == "VideoVQModel")
@@ -86,7 +93,9 @@ def test_training_has_upstreams_losses_and_gradients(case: Case) -> None:
 
 def entropy_term(latents: Tensor, quantizer: GradientVectorQuantizer) -> Tensor:
     """Mean entropy of soft assignments minus the entropy of their mean, as LlamaGen has it."""
-    vectors = F.normalize(rearrange(latents, "b width r c -> (b r c) width"), dim=-1)
+    vectors = rearrange(latents, "b width r c -> (b r c) width")
+    if quantizer.normalise == "both":
+        vectors = F.normalize(vectors, dim=-1)
     logits = -(vectors[:, None] - quantizer.codes()).square().sum(-1) / 0.01
     shares = logits.softmax(-1)
     mean = shares.mean(0)
@@ -101,3 +110,113 @@ def gradient_norms(tokenizer: TemporalTokenizer) -> dict[str, Tensor]:
         for their, part in zip(theirs, parameter.grad.chunk(len(theirs)), strict=True):
             norms[their] = part.norm()
     return norms
+
+
+# Checkpoints made here, in upstream's layout.
+
+SETTINGS: dict[str, Any] = {
+    "image_size": [6, 8],
+    "downsample_size": 2,
+    "encoder_ch_mult": [1, 2],
+    "decoder_ch_mult": [1, 2],
+    "ch": 4,
+    "num_res_blocks": 1,
+    "group_norm_groups": 2,
+    "z_channels": 8,
+    "attn_heads": 2,
+    "ffn_multiple_of": 4,
+    "codebook_size": 24,
+    "codebook_embed_dim": 3,
+    "condition_frames": 2,
+}
+
+
+def upstream_state(tokenizer: TemporalTokenizer) -> dict[str, Tensor]:
+    """Return a tokenizer's weights under upstream's names, and in its order of channels."""
+    state = {}
+    for name, value in tokenizer.state_dict().items():
+        names = upstream_names(name)
+        parts = [part.clone() for part in value.chunk(len(names))]
+        if "query_key_value" in name:
+            heads = tokenizer.config.num_heads
+            halves = "(head two pair) width -> (head pair two) width"
+            parts[:2] = [rearrange(part, halves, head=heads, two=2) for part in parts[:2]]
+        state |= dict(zip(names, parts, strict=True))
+    return state
+
+
+def synthetic() -> TemporalTokenizer:
+    torch.manual_seed(0)
+    return TemporalTokenizer(drivingworld_tokenizer_config(SETTINGS)).eval()
+
+
+def frames_of(number: int) -> Tensor:
+    return torch.rand(1, number, 3, 6, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_a_tokenizer_comes_back_from_a_checkpoint_of_training(tmp_path: Path) -> None:
+    original = synthetic()
+    state = upstream_state(original) | {"quantize.codebook_used": torch.zeros(65536)}
+    torch.save({"model": state, "steps": 7, "optimizer": {"lr": 0.1}}, tmp_path / "vqvae.pt")
+    imported = import_drivingworld_tokenizer(read_checkpoint(tmp_path / "vqvae.pt"), SETTINGS)
+    assert imported.left_out == ("quantize.codebook_used",)
+    ids = original.encode(frames_of(5))
+    assert torch.equal(imported.tokenizer.encode(frames_of(5)), ids)
+    save_visual_tokenizer(tmp_path / "tokenizer.safetensors", imported.tokenizer)
+    again = load_visual_tokenizer(tmp_path / "tokenizer.safetensors")
+    assert torch.equal(again.decode(ids), original.decode(ids))
+
+
+def test_names_that_do_not_fit_are_told_by_their_foreign_names(tmp_path: Path) -> None:
+    state = upstream_state(synthetic())
+    del state["space_block.feed_forward.w3.weight"]
+    state["causal_time_block.attention.wq.weight"] = torch.ones(8, 9)
+    state["teacher.weight"] = torch.ones(2)
+    torch.save({"model": state}, tmp_path / "vqvae.pt")
+    with pytest.raises(CheckpointError) as caught:
+        import_drivingworld_tokenizer(read_checkpoint(tmp_path / "vqvae.pt"), SETTINGS)
+    message = str(caught.value)
+    assert "missing space_block.feed_forward.w3.weight," in message
+    assert "unexpected teacher.weight," in message
+    assert "wrong shape causal_time_block.attention.wq.weight (8, 9) instead of (8, 8)" in message
+
+
+def test_a_checkpoint_of_other_sizes_does_not_fit(tmp_path: Path) -> None:
+    torch.save({"model": upstream_state(synthetic())}, tmp_path / "vqvae.pt")
+    checkpoint = read_checkpoint(tmp_path / "vqvae.pt")
+    with pytest.raises(CheckpointError, match=r"wrong shape quantize\.embedding\.weight \(24, 3\)"):
+        import_drivingworld_tokenizer(checkpoint, SETTINGS | {"codebook_size": 48})
+
+
+def test_a_world_model_is_no_tokenizer(tmp_path: Path) -> None:
+    torch.save({"sos_emb": torch.ones(1, 1, 4)}, tmp_path / "world_model.pth")
+    checkpoint = read_checkpoint(tmp_path / "world_model.pth")
+    with pytest.raises(CheckpointError, match="must hold one codebook"):
+        import_drivingworld_tokenizer(checkpoint, RELEASED)
+
+
+def test_the_released_sizes_are_the_defaults() -> None:
+    config = drivingworld_tokenizer_config({})
+    assert (config.window, config.num_heads, config.feed_forward_width) == (16, 8, 768)
+    with torch.device("meta"):
+        tokenizer = TemporalTokenizer(config)
+    assert sum(parameter.numel() for parameter in tokenizer.parameters()) == 73_993_891
+    names = [each for name in tokenizer.state_dict() for each in upstream_names(name)]
+    # With `quantize.codebook_used` there are 362.
+    assert len(set(names)) == len(names) == 361
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"downsample_size": 16}, "downsample_size must be 2 for 2 levels"),
+        ({"image_size": [7, 8]}, "7 x 8 pixels do not divide"),
+        ({"image_size": 256}, "a setting of the tokenizer is of the wrong kind"),
+        ({"attn_heads": 3}, "latent_width 8 for 3 heads"),
+        ({"encoder_ch_mult": "1,2"}, "a setting of the tokenizer is of the wrong kind"),
+        ({"norm_type": "batch"}, "norm_type must be 'group'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        drivingworld_tokenizer_config(SETTINGS | change)
