@@ -157,18 +157,17 @@ class DrivingTransformer(nn.Module):
         return torch.cat([embed(piece) for piece in ids.split(rows)])
 
     def _told(
-        self,
-        action_ids: Int[Tensor, "*batch slot"],
-        isolated: Bool[Tensor, " batch"] | None = None,
+        self, motion: Float[Tensor, "*batch slot width"]
     ) -> Float[Tensor, "*batch place width"]:
         """Return what each action slot is told, and the first cells: what was drawn just before.
 
         The first slot is told the start vector, each other one the slot before it, the first group
         of cells the last slot.
+
+        Args:
+            motion: Embedded action of the frame.
         """
-        embedded = self._apart(self.embed_action(action_ids), isolated)
-        start = self.start.expand(*embedded.shape[:-2], 1, -1)
-        return torch.cat((start, embedded), dim=-2)
+        return torch.cat((self.start.expand(*motion.shape[:-2], 1, -1), motion), dim=-2)
 
     def _apart(
         self,
@@ -313,7 +312,7 @@ class DrivingTransformer(nn.Module):
             `[batch, frame, option]`.
         """
         isolated = self._isolated(known_actions)
-        told = self._told(action_ids, isolated)
+        told = self._told(self._apart(self.embed_action(action_ids), isolated))
         stream = self._run_frames(states, visual_ids, told, group_of_cell, isolated)
         slots = self.config.num_action_tokens
         actions = tuple(head(stream[:, :, slot]) for slot, head in enumerate(self.action_heads))
@@ -447,24 +446,39 @@ class DrivingTransformer(nn.Module):
         states = self._run_context(step, cache.frame_numbers, see_cache)
         cache.note(action_ids)
         cache.advance()
-        return self.draft(states, visual_ids, self._row_by_row(self._told, action_ids))
+        return self.draft(states, visual_ids, action_ids)
 
     def draft(
         self,
         states: Float[Tensor, "batch slot width"],
         previous_ids: Int[Tensor, "batch cell"],
-        told: Float[Tensor, "batch place width"],
-        isolated: Bool[Tensor, " batch"] | None = None,
+        action_ids: Int[Tensor, "batch slot"],
+        *,
+        known_actions: Bool[Tensor, " batch"] | None = None,
     ) -> DrivingDraft:
-        """Return the draft of a frame of which nothing is drawn yet; see its fields."""
-        hidden = torch.arange(self.layout.tokens_per_step, device=self.device)
+        """Return the draft of a frame of which nothing is drawn yet.
+
+        Args:
+            states: Of the frame before, from `encode_steps`.
+            previous_ids: Of the frame before.
+            action_ids: Taken in it.
+            known_actions: Which rows have actions; None: all.
+        """
+        isolated = self._isolated(known_actions)
+        told = self._told(self._apart(self._row_by_row(self.embed_action, action_ids), isolated))
+        return self._new_draft(states, previous_ids, told, isolated)
+
+    def _new_draft(
+        self, states: Tensor, previous_ids: Tensor, told: Tensor, isolated: Tensor | None = None
+    ) -> DrivingDraft:
+        slot = torch.arange(self.layout.tokens_per_step, device=self.device)
         return DrivingDraft(
             previous_ids=previous_ids,
             states=states,
             told=told,
             isolated=isolated,
-            places=hidden[:0],
-            hidden=(hidden > 0) & (hidden < self.config.num_action_tokens),
+            places=slot[:0],
+            hidden=(slot > 0) & (slot < self.config.num_action_tokens),
         )
 
     @torch.no_grad()
@@ -595,7 +609,7 @@ class DrivingTransformer(nn.Module):
         step = self._embed_step(visual_ids, cache.noted_before())
         states = self._run_context(step, cache.frame_numbers, see_cache)
         told = self.start.expand(len(states), 1, -1)
-        draft = self.draft(states, visual_ids, told)
+        draft = self._new_draft(states, visual_ids, told)
         drawn: list[Tensor] = []
         for slot, (first, head) in enumerate(
             zip(self.config.first_ids, self.action_heads, strict=True)
