@@ -22,10 +22,8 @@ from worldgen.evaluation.film_strip import film_strip
 from worldgen.evaluation.rollout import Roller
 from worldgen.generation import SamplingConfig, make_decoder
 from worldgen.models import (
-    NextFrameConfig,
-    NextFrameTransformer,
-    NextTokenConfig,
-    NextTokenTransformer,
+    Transformer,
+    TransformerConfig,
     build_world_model,
     load_world_model,
     save_world_model,
@@ -52,11 +50,7 @@ from worldgen.training import (
 )
 from worldgen.training.context import CorruptionConfig, OnPolicyConfig, RandomTokensConfig
 from worldgen.training.settings import TrainingConfig, refuse_other_settings
-from worldgen.training.world_model_loss import (
-    NextFrameLossConfig,
-    NextTokenLossConfig,
-    world_model_losses,
-)
+from worldgen.training.world_model_loss import WorldModelLossConfig, world_model_losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +93,7 @@ class RunConfig:
     data: DataConfig
     model: dict[str, Any]
     """Family and sizes; grid, codebook and actions follow from tokenizer and data."""
-    losses: NextFrameLossConfig | NextTokenLossConfig
+    losses: WorldModelLossConfig
     corruption: CorruptionConfig | RandomTokensConfig
     on_policy: OnPolicyConfig
     validation: ValidationConfig
@@ -284,10 +278,10 @@ def run(cfg: DictConfig) -> RunFolder:
 
 def _model_config(
     config: RunConfig, visual_tokenizer: VisualTokenizer, action_tokenizer: ActionTokenizer
-) -> NextFrameConfig | NextTokenConfig:
+) -> TransformerConfig:
     sizes = dict(config.model)
     family = str(sizes.pop("family", None))
-    derived = {
+    derived: dict[str, Any] = {
         "rows": visual_tokenizer.rows,
         "columns": visual_tokenizer.columns,
         "codebook_size": visual_tokenizer.codebook_size,
@@ -295,6 +289,8 @@ def _model_config(
         "frames_per_step": visual_tokenizer.frames_per_latent,
         "action_vocabulary_size": action_tokenizer.vocabulary_size,
     }
+    if family == "driving":
+        derived["slot_options"] = tuple(len(ids) for ids in action_tokenizer.slot_ids)
     return world_model_config(family, sizes | derived)
 
 
@@ -322,7 +318,7 @@ def _too_short(dataset: Dataset, visual_tokenizer: VisualTokenizer, split: str, 
     )
 
 
-def _start_from(model: NextFrameTransformer | NextTokenTransformer, path: Path) -> None:
+def _start_from(model: Transformer, path: Path) -> None:
     initial, _ = load_world_model(path)
     try:
         load_state(model, initial.state_dict(), path)
@@ -342,7 +338,7 @@ def _start_from(model: NextFrameTransformer | NextTokenTransformer, path: Path) 
 def _validate(
     folder: RunFolder,
     config: RunConfig,
-    model: NextFrameTransformer | NextTokenTransformer,
+    model: Transformer,
     visual_tokenizer: VisualTokenizer,
     action_tokenizer: ActionTokenizer,
     tokens: TokenCache,

@@ -10,7 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldgen.errors import ConfigError
-from worldgen.models import NextFrameTransformer, NextTokenTransformer
+from worldgen.models import (
+    DrivingTransformer,
+    NextFrameTransformer,
+    NextTokenTransformer,
+    Transformer,
+)
 from worldgen.models.next_frame import group_masks
 from worldgen.schedule import cosine_round_sizes, make_schedule
 from worldgen.training.context import (
@@ -22,8 +27,10 @@ from worldgen.training.context import (
 )
 
 __all__ = [
+    "DrivingLossConfig",
     "NextFrameLossConfig",
     "NextTokenLossConfig",
+    "WorldModelLossConfig",
     "draw_groups",
     "world_model_losses",
 ]
@@ -63,12 +70,32 @@ class NextTokenLossConfig:
             raise ConfigError(f"the weight of action tokens must not be negative: {self.actions}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrivingLossConfig:
+    """Weights of the terms of a model that predicts the next frame slot by slot, its action first."""
+
+    kind: Literal["driving"] = "driving"
+    changed_weight: float
+    """As in `NextFrameLossConfig`; 1 counts every cell alike, as DrivingWorld's release does."""
+    actions: float
+    """Weight of an action slot, where a cell has 1; the release has 1."""
+    schedules: tuple[str, ...]
+    """As in `NextFrameLossConfig`; `[raster]` is what the release was trained on."""
+
+    def __post_init__(self) -> None:
+        if self.actions < 0:
+            raise ConfigError(f"the weight of action slots must not be negative: {self.actions}")
+
+
+WorldModelLossConfig = NextFrameLossConfig | NextTokenLossConfig | DrivingLossConfig
+
+
 def world_model_losses(
-    model: NextFrameTransformer | NextTokenTransformer,
+    model: Transformer,
     visual_ids: Int[Tensor, "batch frame cell"],
     action_ids: Int[Tensor, "batch frame slot"],
     *,
-    losses: NextFrameLossConfig | NextTokenLossConfig,
+    losses: WorldModelLossConfig,
     corruption: CorruptionConfig | RandomTokensConfig,
     on_policy: OnPolicyConfig,
     generator: torch.Generator,
@@ -78,7 +105,9 @@ def world_model_losses(
     A next-frame model has `prior`, every cell of every next frame before any of it is known, and
     `within_frame`, the cells of the last frame given those of earlier groups of a schedule. A
     next-token model has `cells`, every cell given what is known of its frame when its turn comes,
-    and `actions`, every action token.
+    and `actions`, every action token. A driving model has the same two: the cells of every next
+    frame given those of earlier groups of a schedule, and the action slots, each given those
+    before it.
 
     Args:
         model: To train.
@@ -92,17 +121,23 @@ def world_model_losses(
     Raises:
         ConfigError: If the weights are those of the other kind of model.
     """
-    context = visual_ids[:, :-1], action_ids[:, :-1]
-    dreamed = dream(model, *context, on_policy, generator)
-    given = torch.cat((dreamed, visual_ids[:, -1:]), dim=1)
-    given = corrupt(given, corruption, model.codebook_size, generator)
+    spoilt = corrupt(visual_ids, corruption, model.codebook_size, generator)
+    context = visual_ids[:, :-1]
+    dreamed = dream(model, context, action_ids[:, :-1], on_policy, generator)
+    # Where a dream is right it may be spoilt as everything else.
+    given = torch.where(dreamed != context, dreamed, spoilt[:, :-1])
     if isinstance(model, NextFrameTransformer) and isinstance(losses, NextFrameLossConfig):
         return _next_frame_losses(model, given, visual_ids, action_ids, losses, generator)
     if isinstance(model, NextTokenTransformer) and isinstance(losses, NextTokenLossConfig):
+        given = torch.cat((given, spoilt[:, -1:]), dim=1)
         return _next_token_losses(model, given, visual_ids, action_ids, losses)
+    if isinstance(model, DrivingTransformer) and isinstance(losses, DrivingLossConfig):
+        told = spoilt[:, 1:]
+        return _driving_losses(model, given, told, visual_ids, action_ids, losses, generator)
     raise ConfigError(
         f"losses of kind {losses.kind!r} do not train a {type(model).__name__}; choose "
-        f"losses=next_frame for family interleaved, losses=next_token for interleaved_next_token"
+        f"losses=next_frame for family interleaved, losses=next_token for interleaved_next_token, "
+        f"losses=driving for driving"
     )
 
 
@@ -115,7 +150,7 @@ def _next_frame_losses(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     context, following = visual_ids[:, :-1], visual_ids[:, 1:]
-    hidden = model.encode_steps(given[:, :-1], action_ids[:, :-1])
+    hidden = model.encode_steps(given, action_ids[:, :-1])
     prior = _cross_entropy(model.read(hidden), following)
     weight = _weight_of_changes(context, following, losses.changed_weight)
     terms = {"prior": (prior * weight).sum() / weight.sum()}
@@ -150,6 +185,36 @@ def _next_token_losses(
         "cells": (cell_losses * weight).sum() / weight.sum(),
         "actions": share * action_losses.mean(),
     }
+
+
+def _driving_losses(
+    model: DrivingTransformer,
+    given: Tensor,
+    told: Tensor,
+    visual_ids: Tensor,
+    action_ids: Tensor,
+    losses: DrivingLossConfig,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    layout, taken = model.layout, action_ids[:, :-1]
+    groups = draw_groups(
+        losses.schedules, layout.rows, layout.columns, len(visual_ids), generator
+    ).to(visual_ids.device)
+    states = model.encode_steps(given, taken)
+    cells, slots = model.refine(states, told, taken, groups)
+    following = visual_ids[:, 1:]
+    weight = _weight_of_changes(visual_ids[:, :-1], following, losses.changed_weight)
+    terms = {"cells": (_cross_entropy(cells, following) * weight).sum() / weight.sum()}
+    if slots:
+        firsts = model.config.first_ids
+        slot_losses = [
+            _cross_entropy(logits, taken[:, :, slot] - firsts[slot])
+            for slot, logits in enumerate(slots)
+        ]
+        # As for next-token models: the slots weigh as a part of the frame.
+        share = losses.actions * len(slots) / layout.num_cells
+        terms["actions"] = share * torch.stack(slot_losses).mean()
+    return terms
 
 
 def _weight_of_changes(context: Tensor, following: Tensor, changed_weight: float) -> Tensor:
