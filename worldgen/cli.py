@@ -327,6 +327,18 @@ def _add_import(commands: Any) -> None:
     parent = commands.add_parser("import", help="read checkpoints of others")
     parts = parent.add_subparsers(required=True, metavar="ORIGIN")
     _add_import_mineworld(parts)
+    _add_import_drivingworld(parts)
+    commavq = _add_command(parts, "commavq", "a codec of driving video", "import commavq")
+    commavq.add_argument(
+        "--decoder", required=True, type=Path, metavar="FILE", help="decoder_pytorch_model.bin"
+    )
+    commavq.add_argument(
+        "--encoder",
+        type=Path,
+        metavar="FILE",
+        help="encoder_pytorch_model.bin (default: none, ids can be shown and not made)",
+    )
+    commavq.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="folder to make")
     omni = _add_command(parts, "omnitokenizer", "a joint tokenizer", "import omnitokenizer")
     omni.add_argument(
         "--checkpoint", required=True, type=Path, metavar="FILE", help="*.ckpt or *.safetensors"
@@ -463,6 +475,30 @@ def _add_import_mineworld(parts: Any) -> None:
     mineworld.add_argument(
         "--out", required=True, type=Path, metavar="FOLDER", help="folder to make"
     )
+
+
+def _add_import_drivingworld(parts: Any) -> None:
+    driving = _add_command(parts, "drivingworld", "a world of driving", "import drivingworld")
+    driving.add_argument(
+        "--tokenizer", required=True, type=Path, metavar="FILE", help="vqvae.pt or *.safetensors"
+    )
+    driving.add_argument(
+        "--model", required=True, type=Path, metavar="FILE", help="world_model.pth or *.safetensors"
+    )
+    driving.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="JSON or YAML with upstream's settings that differ (default: those of the release)",
+    )
+    driving.add_argument(
+        "--starts",
+        type=Path,
+        metavar="FOLDER",
+        help="clips that the world begins with: PNG files, pose.npy and yaw.npy, or folders of them "
+        "(default: a frame of plain grey)",
+    )
+    driving.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="folder to make")
 
 
 def _add_command(

@@ -425,6 +425,71 @@ def _data_convert_to_motion(arguments: Namespace) -> int:
     return 0
 
 
+def _import_commavq(arguments: Namespace) -> int:
+    from worldgen.interop.commavq import import_commavq_folder
+
+    import_commavq_folder(arguments.out, decoder=arguments.decoder, encoder=arguments.encoder)
+    alone = arguments.encoder is None
+    print(f"written to {arguments.out}" + ("; without an encoder it only shows ids" * alone))
+    return 0
+
+
+def _import_drivingworld(arguments: Namespace) -> int:
+    from worldgen.interop.drivingworld_files import FRAMES_PER_SECOND, import_drivingworld
+
+    check_new_folder(arguments.out)
+    imported = import_drivingworld(arguments.tokenizer, arguments.model, settings=arguments.config)
+    if arguments.starts is None:
+        starts = (imported.plain_start(),)
+    else:
+        starts = imported.starts(arguments.starts)
+    for note in (note for start in starts for note in start.notes):
+        _note(note)
+    sizes = imported.transformer.config
+    card = WorldCard(
+        name=arguments.out.resolve().name,
+        title=f"DrivingWorld ({arguments.model.stem})",
+        description=(
+            f"Driving, imported from checkpoints of DrivingWorld (arXiv:2412.19505): {sizes.rows} x "
+            f"{sizes.columns} visual tokens and ego motion as {sizes.num_action_tokens} tokens a "
+            f"frame, {sizes.window} frames remembered."
+        ),
+        frames_per_second=FRAMES_PER_SECOND,
+        action_schema=imported.schema.to_json(),
+        decoders=("raster",),
+        sampling=SamplingConfig(top_k=30),
+        training={
+            "imported": imported.record,
+            "starts": [start.description for start in starts],
+        },
+        limits=(
+            "Reversing and standing still cannot be said: the slowest motion is half a bin ahead.",
+            "Motion is metres and degrees in 0.2 s; at other rates it means another speed.",
+        ),
+    )
+
+    def write(folder: Path) -> None:
+        tokenizer_type, model_type = imported.types
+        save_world(
+            folder,
+            card=card,
+            tokenizer=imported.tokenizer.to(tokenizer_type),
+            model=imported.transformer.to(model_type),
+            starts=[
+                Start(visual_ids=start.visual_ids, action_ids=start.action_ids) for start in starts
+            ],
+            metadata={"imported": imported.record},
+        )
+        write_text(folder / "card.md", card_as_markdown(card))
+
+    write_folder(arguments.out, write)
+    print(f"it begins with {'; '.join(start.description for start in starts)}")
+    if arguments.starts is None:
+        print("clips of driving are a better beginning: give a folder of them with --starts")
+    print(f"world written; play it with: worldgen play --world {arguments.out}")
+    return 0
+
+
 def _import_mineworld(arguments: Namespace) -> int:
     from worldgen.interop.mineworld_files import import_mineworld
 
@@ -495,6 +560,8 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "bench tokenizer": _bench_tokenizer,
     "bench decode": _bench_decode,
     "pareto": _pareto,
+    "import commavq": _import_commavq,
+    "import drivingworld": _import_drivingworld,
     "import mineworld": _import_mineworld,
     "import omnitokenizer": _import_omnitokenizer,
     "data inspect": _data_inspect,

@@ -117,21 +117,24 @@ def import_drivingworld_tokenizer(
         CheckpointError: If weights are missing, unexpected, or of another shape.
     """
     prefix = codebook_prefix(checkpoint)
-    tokenizer = TemporalTokenizer(drivingworld_tokenizer_config(settings))
+    config = drivingworld_tokenizer_config(settings)
+    # Only shapes are needed until everything fits; drawing weights takes seconds.
+    with torch.device("meta"):
+        shapes = TemporalTokenizer(config).state_dict()
     state = ForeignState(checkpoint.tensors, checkpoint.path)
     # Other networks that are stored in the same file.
     state.leave(*(name for name in checkpoint.tensors if not name.startswith(prefix)))
     state.leave(*(prefix + name for name in LLAMAGEN.unused))
-    heads = tokenizer.config.num_heads
     filled = {}
-    for name, tensor in tokenizer.state_dict().items():
+    for name, tensor in shapes.items():
         theirs = upstream_names(name)
         shape = (tensor.shape[0] // len(theirs), *tensor.shape[1:])
         parts = [state.take(prefix + each, shape) for each in theirs]
         if name.endswith("query_key_value.weight"):
-            parts = [_pairs_to_halves(part, heads) for part in parts[:2]] + parts[2:]
+            parts = [_pairs_to_halves(part, config.num_heads) for part in parts[:2]] + parts[2:]
         filled[name] = torch.cat(parts)
     left_out = state.finish()
+    tokenizer = TemporalTokenizer(config)
     tokenizer.load_state_dict(filled)
     return ImportedTemporalTokenizer(
         tokenizer=tokenizer.eval().requires_grad_(False), left_out=left_out
