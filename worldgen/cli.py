@@ -266,6 +266,7 @@ def _add_bench_decode(parts: Any) -> None:
         action="store_true",
         help="run the same model the way MineWorld does, for raster and diagonal order",
     )
+    _add_draft(decode)
     decode.add_argument(
         "--clips",
         type=_whole_number(0),
@@ -285,6 +286,7 @@ def _add_pareto(commands: Any) -> None:
     pareto = _add_command(commands, "pareto", "decoders by speed and quality", "pareto")
     _add_world(pareto)
     _add_decoders(pareto)
+    _add_draft(pareto)
     pareto.add_argument(
         "--frames", type=_whole_number(1), default=64, help="timed for each decoder (default: 64)"
     )
@@ -302,6 +304,15 @@ def _add_pareto(commands: Any) -> None:
         "--html", required=True, type=Path, metavar="FILE", help="page with chart and table"
     )
     pareto.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
+
+
+def _add_draft(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--draft",
+        type=Path,
+        metavar="FILE",
+        help="small world model of the same tokenizers, which guesses for speculative:...",
+    )
 
 
 def _add_decoders(parser: argparse.ArgumentParser) -> None:

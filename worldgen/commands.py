@@ -260,6 +260,8 @@ def _bench_decode(arguments: Namespace) -> int:
                 f"{arguments.model!r} names sizes and no weights; add --random-weights to measure "
                 "its speed, or take --world"
             )
+        if arguments.draft is not None:
+            raise ConfigError("--draft goes with --world: without weights there is nothing to guess")
         subject = preset_subject(arguments.model, bench, **options)
         result = bench_decoders(subject, bench, tell=_note)
     _write_json(result, arguments.json)
@@ -298,6 +300,7 @@ def _decode_bench(arguments: Namespace, **options: Any) -> "DecodeBench":
         frames=arguments.frames,
         device=arguments.device,
         precision=arguments.precision,
+        draft=arguments.draft,
         **options,
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.factories import tiny_world
+from tests.factories import tiny_model_config, tiny_world
 from worldgen.cli import main
 from worldgen.errors import ConfigError
 from worldgen.evaluation.decode_bench import (
@@ -16,6 +16,7 @@ from worldgen.evaluation.decode_bench import (
     world_subject,
 )
 from worldgen.generation.jacobi import JacobiDecoder
+from worldgen.models import NextFrameTransformer, save_world_model
 from worldgen.pipeline import load
 
 SPEED = {
@@ -38,6 +39,8 @@ SPEED = {
     "arithmetic_floor_ms",
     "floor_ms",
     "share_of_floor",
+    "guessed_right",
+    "draft_calls_per_frame",
 }
 SMALL = ["--model", "mineworld_tiny", "--random-weights", "--rows", "3", "--columns", "4"]
 
@@ -60,8 +63,9 @@ def test_every_decoder_of_a_world_has_all_figures(folder: Path) -> None:
     assert {"whole_frame", "raster", "jacobi", "outward", "refine:4", "grouped:64"} <= set(entries)
     for entry in entries.values():
         assert set(entry) == SPEED
-        for name in SPEED - {"decoder", "trained"}:
+        for name in SPEED - {"decoder", "trained", "guessed_right", "draft_calls_per_frame"}:
             assert entry[name] > 0, name
+        assert (entry["guessed_right"] is not None) == (entry["decoder"] == "jacobi")
         assert entry["frame_ms_p99"] >= entry["frame_ms_p50"] >= entry["model_ms_p50"]
         assert entry["floor_ms"] <= entry["bandwidth_floor_ms"] + entry["arithmetic_floor_ms"]
     calls = {name: entry["calls_per_frame"] for name, entry in entries.items()}
@@ -90,6 +94,30 @@ def test_calls_of_a_data_dependent_decoder_are_those_of_its_frames(folder: Path)
         calls.append(session.calls)
     assert result["warm_up_frames"] == 2
     assert result["decoders"][0]["calls_per_frame"] == sum(calls[2:]) / 4
+
+
+def test_a_model_that_guesses_for_itself_is_right(folder: Path) -> None:
+    """Its draft is the world's own model, in raster order: every guess holds at the first check."""
+    names = ("speculative:raster", "raster", "jacobi")
+    bench = DecodeBench(decoders=names, frames=3, draft=folder / "model.safetensors")
+    result = bench_decoders(world_subject(load(folder), bench), bench, progress=False)
+    own, raster, jacobi = result["decoders"]
+    assert result["draft_parameters"] == result["parameters"]
+    assert (own["guessed_right"], own["calls_per_frame"], own["draft_calls_per_frame"]) == (
+        1,
+        1,
+        64,
+    )
+    assert (raster["guessed_right"], raster["draft_calls_per_frame"]) == (None, None)
+    assert jacobi["guessed_right"] < 1
+    assert own["cache_bytes"] == 2 * raster["cache_bytes"]
+
+
+def test_a_draft_model_of_another_grid_is_refused(folder: Path, tmp_path: Path) -> None:
+    model = NextFrameTransformer(tiny_model_config(rows=3))
+    save_world_model(tmp_path / "draft.safetensors", model)
+    with pytest.raises(ConfigError, match="rows 8 against 3"):
+        world_subject(load(folder), DecodeBench(draft=tmp_path / "draft.safetensors"))
 
 
 def test_frames_that_are_drawn_together_share_their_time_and_calls(tmp_path: Path) -> None:
@@ -149,6 +177,8 @@ def test_command_without_quality_prints_nothing_but_json(
         (["--world", "WORLD", "--decoder", "spiral"], "unknown decoder or decoding order 'spiral'"),
         (["--world", "WORLD", "--decoder", "jacobi:0"], "needs a positive integer"),
         (["--world", "WORLD", "--decoder", "speculative"], "needs a draft model"),
+        (["--model", "driving_small", "--random-weights"], "family 'driving'"),
+        ([*SMALL, "--draft", "draft.safetensors"], "--draft goes with --world"),
         (["--world", "WORLD", "--rows", "3"], "--rows go with --model"),
         (["--world", "WORLD", "--random-weights"], "--random-weights go with --model"),
         (["--world", "WORLD", "--with-upstream"], "leave out --with-upstream"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,16 +29,20 @@ from worldgen.evaluation.machine import (
 )
 from worldgen.evaluation.plain_mineworld import PlainMineWorld
 from worldgen.generation.decoding import Decoder, make_decoder
+from worldgen.generation.jacobi import JacobiDecoder
 from worldgen.generation.random import frame_uniforms
 from worldgen.generation.sampling import SamplingConfig
 from worldgen.generation.scheduled import ScheduleDecoder
-from worldgen.generation.speculative import SpeculativeDecoder
+from worldgen.generation.speculative import PairedDraft, SpeculativeDecoder, WithDraftModel
 from worldgen.models import (
     NextFrameTransformer,
     NextTokenTransformer,
+    Transformer,
     build_world_model,
+    load_world_model,
     world_model_config,
 )
+from worldgen.models.base import FrameDraft, WorldModel
 from worldgen.nn.cache import FrameCache
 from worldgen.pipeline import World
 from worldgen.records import to_uint8
@@ -57,6 +62,7 @@ _MOST_WARM_UP = 3
 _SLOW_SECONDS = 60.0
 _FRAMES_PER_ACTION = 4
 _WORLD_DECODERS = ("raster", "jacobi", "outward", "blocks", "refine:4", "grouped")
+_WITH_DRAFT = "speculative:whole_frame"
 _PRESET_DECODERS = ("raster", "diagonal", "rows", "refine:4", "whole_frame")
 
 PRESET_CODES, PRESET_SLOTS, PRESET_ACTION_IDS = 8192, 11, 70
@@ -78,6 +84,8 @@ class DecodeBench:
     precision: Precision = "float32"
     with_upstream: bool = False
     """Whether the same model is run the way MineWorld runs it, for raster and diagonal order."""
+    draft: Path | None = None
+    """File of a small world model of the same tokenizers, for `speculative` decoders."""
 
     def __post_init__(self) -> None:
         if self.frames < 1:
@@ -104,28 +112,38 @@ class Subject:
     """Those of the context but its last frame, then those that are taken in turn."""
     trained: tuple[str, ...] | None = None
     """Decoding orders that the model was trained for; None if it was not trained."""
+    draft_model: Transformer | None = None
+    """Guesses frames for `speculative` decoders."""
+
+    @property
+    def paired_model(self) -> WorldModel:
+        """The model, with the one that guesses beside it if there is one."""
+        if self.draft_model is None:
+            return self.model
+        return WithDraftModel(self.model, self.draft_model)
 
     def decoder(self, name: str) -> Decoder:
         """Return the decoder of a name.
 
         Raises:
-            ConfigError: If there is none, or it needs another model beside this one.
+            ConfigError: If there is none, or it needs another model beside this one and there is
+                none.
         """
         decoder = make_decoder(name, self.model.layout, self.sampling, self.tokenizer)
-        if isinstance(decoder, SpeculativeDecoder):
+        if isinstance(decoder, SpeculativeDecoder) and self.draft_model is None:
             raise ConfigError(
-                f"decoder {name!r} needs a draft model beside this one, which a bench has not; "
-                "take 'jacobi', whose draft is the frame before"
+                f"decoder {name!r} needs a draft model beside this one; give the file of one with "
+                "--draft, or take 'jacobi', whose draft is the frame before"
             )
         return decoder
 
-    def begin(self, cache: FrameCache) -> Int[Tensor, "1 cell"]:
-        """Fill the cache with all steps of the context but the last; return that one's ids."""
-        model = self.model
+    def begin(self, model: WorldModel, cache: FrameCache) -> Int[Tensor, "1 cell"]:
+        """Fill a model's cache with all steps of the context but the last; return that one's ids."""
         if self.visual_ids is not None:
             for ids, actions in zip(self.visual_ids[:-1], self.action_ids, strict=False):
                 model.observe(cache, ids[None], actions[None])
             return self.visual_ids[-1:].to(model.device)
+        model = self.model
         # What is remembered does not matter for speed, and reading frames would take minutes.
         attention, layout = model.block_config.attention, model.layout
         shape = (1, attention.num_key_value_heads, layout.tokens_per_step, attention.head_width)
@@ -143,26 +161,50 @@ class Subject:
 
 
 def world_subject(world: World, bench: DecodeBench) -> Subject:
-    """Return a world as it is played from its first start."""
+    """Return a world as it is played from its first start.
+
+    Raises:
+        CheckpointError: If the draft model cannot be read.
+        ConfigError: If it speaks of other tokens than the world.
+    """
     model, tokenizer = world.model, world.tokenizer
+    draft_model = None if bench.draft is None else load_world_model(bench.draft)[0]
+    if draft_model is not None:
+        # Refuses one of other tokenizers.
+        WithDraftModel(model, draft_model)
     if bench.device != "cpu" or bench.precision != "float32":
         # The loaded world is shared, and stays where it is.
         model = copy.deepcopy(model).to(bench.device, getattr(torch, bench.precision))
         tokenizer = copy.deepcopy(tokenizer).to(bench.device)
+        if draft_model is not None:
+            draft_model = draft_model.to(bench.device, getattr(torch, bench.precision))
     start, schema = world.starts[0], world.action_tokenizer.schema
     named = [schema.action(settings) for settings in schema.named.values()] or [schema.rest()]
     taken = np.repeat(np.stack(named), _FRAMES_PER_ACTION, axis=0)
     ids = torch.from_numpy(world.action_tokenizer.encode(taken)).long()
     following = model.layout.actions_of_steps(ids)
     return Subject(
-        facts={"world": world.name, "world_hash": world.hash},
+        facts={
+            "world": world.name,
+            "world_hash": world.hash,
+            "draft_parameters": None if draft_model is None else _num_weights(draft_model),
+        },
         model=model,
         sampling=world.card.sampling,
-        decoders=tuple(dict.fromkeys((*world.card.decoders, *_WORLD_DECODERS))),
+        decoders=tuple(
+            dict.fromkeys(
+                (
+                    *world.card.decoders,
+                    *_WORLD_DECODERS,
+                    *((_WITH_DRAFT,) if draft_model is not None else ()),
+                )
+            )
+        ),
         tokenizer=tokenizer,
         visual_ids=start.visual_ids,
         action_ids=torch.cat((start.action_ids, following)),
         trained=world.card.decoders,
+        draft_model=draft_model,
     )
 
 
@@ -188,11 +230,16 @@ def preset_subject(
         tokenizer: Of a file in `configs/tokenizer`, to count pixels too.
 
     Raises:
-        ConfigError: If there is no such file, the tokenizer has another grid, or the model does not
-            fit the memory of the machine.
+        ConfigError: If there is no such file, the model is of another family, the tokenizer has
+            another grid, or the model does not fit the memory of the machine.
     """
     sizes = _preset("model", name)
     family = sizes.pop("family")
+    if not family.startswith("interleaved"):
+        raise ConfigError(
+            f"model {name!r} is of family {family!r}, which this bench does not know; it takes the "
+            "two kinds of interleaved transformer, for example 'mineworld_300m_16f'"
+        )
     if layers is not None:
         if not 1 <= layers <= len(sizes["windows"]):
             raise ConfigError(
@@ -213,17 +260,19 @@ def preset_subject(
     )
     with torch.device("meta"):
         shapes = build_world_model(config)
+    assert isinstance(shapes, NextFrameTransformer | NextTokenTransformer)
     _check_memory(name, shapes, bench)
     with torch.random.fork_rng(), _made_in(bench):
         torch.manual_seed(_SEED)
         model = build_world_model(config).eval().requires_grad_(False)
+        assert isinstance(model, type(shapes))
         actions = torch.randint(PRESET_ACTION_IDS, (16, config.num_action_tokens), device="cpu")
         pixels = None if tokenizer is None else _preset_tokenizer(tokenizer, rows, columns)
     return Subject(
         facts={
             "model": name,
             "random_weights": True,
-            "layers": len(config.windows),
+            "layers": len(model.windows),
             "rows": rows,
             "columns": columns,
             "tokenizer": tokenizer,
@@ -354,7 +403,7 @@ def bench_decoders(
         entry["times_less_work"] = entry["processor_ms"] / ours["processor_ms"]
     return {
         **subject.facts,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "parameters": _num_weights(model),
         "device": str(model.device),
         "precision": str(dtype).removeprefix("torch."),
         "frames": grids * model.layout.frames_per_step,
@@ -400,18 +449,22 @@ def _slow(subject: Subject, decoders: list[Decoder], machine: Machine, grids: in
 def _measure(
     subject: Subject, decoder: Decoder, machine: Machine, grids: int, warm_up: int, bar: Any
 ) -> dict[str, Any]:
-    model, layout = subject.model, subject.model.layout
+    model: WorldModel = subject.model
+    if isinstance(decoder, SpeculativeDecoder):
+        model = subject.paired_model
+    layout = model.layout
     bar.set_postfix_str(decoder.name)
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     cache = model.new_cache(1)
-    ids = subject.begin(cache)
+    ids = subject.begin(model, cache)
     stream = None if subject.tokenizer is None else subject.tokenizer.decoder_stream()
     if stream is not None and not subject.tokenizer.single_frames:  # type: ignore[union-attr]
         assert subject.visual_ids is not None
         stream.push(_grid(subject.visual_ids.to(model.device), layout.rows))
     taken = subject.action_ids[subject.num_context_actions :]
-    model_times, frame_times, work, calls = [], [], [], []
+    model_times, frame_times, work, calls, draft_calls = [], [], [], [], []
+    right: list[float] = []
     for number in range(warm_up + grids):
         worked, begin = time.process_time(), time.perf_counter()
         draft = model.observe(cache, ids, taken[number % len(taken)][None])
@@ -428,25 +481,47 @@ def _measure(
             frame_times.append((shown - begin) / layout.frames_per_step)
             work.append((done - worked) / layout.frames_per_step)
             calls.append(draft.calls)
+            guess = _guess(decoder, draft)
+            if guess is not None:
+                right.append(float((guess == ids).double().mean()))
+            if isinstance(draft, PairedDraft):
+                draft_calls.append(draft.small.calls)
     together = layout.frames_per_step
     floor = _floor(subject, decoder, machine, calls, cache.num_frames - 1)
     return {
         "decoder": decoder.name,
         "trained": _trained(subject, decoder),
         "calls_per_frame": statistics.mean(calls) / together,
+        "draft_calls_per_frame": statistics.mean(draft_calls) / together if draft_calls else None,
+        "guessed_right": statistics.mean(right) if right else None,
         "frames_per_second": 1 / statistics.mean(frame_times),
         **_milliseconds("frame_ms", frame_times),
         "model_frames_per_second": 1 / statistics.mean(model_times),
         **_milliseconds("model_ms", model_times),
         "processor_ms": 1000 * statistics.mean(work),
         "tokens_per_second": layout.num_cells / together / statistics.mean(model_times),
-        "cache_bytes": FrameCache.predicted_bytes(model.cache_config()),
+        "cache_bytes": sum(
+            FrameCache.predicted_bytes(each.cache_config())
+            for each in (subject.model, subject.draft_model if draft_calls else None)
+            if each is not None
+        ),
         "peak_memory_mb": _peak_memory(model.device),
         **floor,
         "share_of_floor": None
         if floor["floor_ms"] is None
         else floor["floor_ms"] / (1000 * statistics.median(model_times)),
     }
+
+
+def _guess(decoder: Decoder, draft: FrameDraft) -> Int[Tensor, "batch cell"] | None:
+    """Return the frame that a decoder checked first; None for those that do not guess."""
+    if isinstance(draft, PairedDraft):
+        return draft.guess
+    return draft.previous_ids if isinstance(decoder, JacobiDecoder) else None
+
+
+def _num_weights(model: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def _grid(ids: Int[Tensor, "step cell"], rows: int) -> Int[Tensor, "1 step row column"]:

@@ -45,7 +45,7 @@ def compare_decoders(
         return result
     assert subject.tokenizer is not None
     parts = dataclasses.replace(
-        world.parts, model=subject.model, visual_tokenizer=subject.tokenizer
+        world.parts, model=subject.paired_model, visual_tokenizer=subject.tokenizer
     )
     moved = dataclasses.replace(world, parts=parts)
     entries = result["decoders"]
@@ -98,6 +98,8 @@ def format_lines(result: dict[str, Any]) -> list[str]:
             f"p50 {entry['frame_ms_p50']:.4g} ms",
             f"p99 {entry['frame_ms_p99']:.4g} ms",
         ]
+        if entry["guessed_right"] is not None:
+            parts.append(f"{100 * entry['guessed_right']:.1f} % of the cells guessed right")
         if entry["share_of_floor"] is not None:
             parts.append(f"{100 * entry['share_of_floor']:.2g} % of the floor's speed")
         for name, unit in (("log_likelihood", " nats"), ("psnr", " dB"), ("drift_db", " dB")):

@@ -15,7 +15,7 @@ from worldgen.layout import SequenceLayout
 from worldgen.models.base import FrameDraft, Policy, WorldModel
 from worldgen.nn.cache import FrameCache, StepCache
 
-__all__ = ["SpeculativeDecoder", "WithDraftModel"]
+__all__ = ["PairedDraft", "SpeculativeDecoder", "WithDraftModel"]
 
 
 class PairedCache(FrameCache):
