@@ -200,9 +200,7 @@ def package(
             "seed": summary["config"]["seed"],
             "tokenizer_steps": tokenizer_training.get("steps"),
             "tokenizer_minutes": tokenizer_training.get("minutes"),
-            "world_model_steps": summary["steps"],
-            "world_model_minutes": summary["minutes"],
-            "frame_predictions": summary["frame_predictions"],
+            **_trained(summary),
             "torch": torch.__version__.partition("+")[0],
             **(facts or {}),
         },
@@ -214,6 +212,17 @@ def package(
     write_text(out / "card.md", text)
     print(f"world written; play it with: worldgen play --world {out}")
     return out
+
+
+def _trained(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a world model took, with the trainings that it was continued from."""
+    stages = summary.get("stages", [summary])
+    names = {"steps": "world_model_steps", "minutes": "world_model_minutes"}
+    total = {
+        names.get(name, name): round(sum(stage[name] for stage in stages), 1)
+        for name in ("steps", "minutes", "frame_predictions")
+    }
+    return total | ({"world_model_stages": len(stages)} if len(stages) > 1 else {})
 
 
 def _recording_command(dataset: Dataset, frames: int) -> str:

@@ -168,8 +168,9 @@ def run(cfg: DictConfig) -> RunFolder:
     order = DataOrder(starts.astype(float), batch_size=training.batch_size, seed=config.seed)
 
     model = build_world_model(_model_config(config, visual_tokenizer, action_tokenizer))
+    trained_before: list[dict[str, float]] = []
     if config.initial_weights is not None:
-        _start_from(model, Path(config.initial_weights))
+        trained_before = _start_from(model, Path(config.initial_weights))
     model = model.to(device)
     average = WeightAverage(model, training.average_decay)
     optimiser = build_optimiser(model, training.optimiser)
@@ -250,11 +251,15 @@ def run(cfg: DictConfig) -> RunFolder:
     if progress < 1.0:
         print(f"stopped at step {step}; the same command goes on from {folder.checkpoint}")
         return folder
-    summary = {
-        "name": config.name,
+    stage = {
         "steps": step,
         "minutes": round(clock.elapsed_seconds / 60, 1),
         "frame_predictions": step * training.batch_size * frames_per_clip,
+    }
+    summary = {
+        "name": config.name,
+        **stage,
+        "stages": [*trained_before, stage],
         "training_frames": tokens["train"].metadata["frames"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokenizer_hash": tokenizer_hash,
@@ -318,8 +323,9 @@ def _too_short(dataset: Dataset, visual_tokenizer: VisualTokenizer, split: str, 
     )
 
 
-def _start_from(model: Transformer, path: Path) -> None:
-    initial, _ = load_world_model(path)
+def _start_from(model: Transformer, path: Path) -> list[dict[str, float]]:
+    """Load the weights of another training; return what that and those before it took."""
+    initial, metadata = load_world_model(path)
     try:
         load_state(model, initial.state_dict(), path)
     except CheckpointError as error:
@@ -333,6 +339,10 @@ def _start_from(model: Transformer, path: Path) -> None:
             f"initial_weights={path} are of another size than the model to train: "
             f"{', '.join(different)}; give a model of the same sizes, or null for random weights"
         ) from error
+    summary = metadata.get("summary", {})
+    alone = {name: summary[name] for name in ("steps", "minutes", "frame_predictions") if summary}
+    stages: list[dict[str, float]] = summary.get("stages", [alone] if alone else [])
+    return stages
 
 
 def _validate(

@@ -142,6 +142,11 @@ def test_a_training_can_start_from_another_world_model(
     before, after = (load_world_model(run.path / "model.safetensors")[0] for run in (first, second))
     for name, tensor in before.state_dict().items():
         torch.testing.assert_close(after.state_dict()[name], tensor)
+    # The card counts both trainings.
+    assert load(first.path).card.training["world_model_steps"] == 4
+    training = load(second.path).card.training
+    assert training["world_model_steps"] == 5
+    assert training["world_model_stages"] == 2
     with pytest.raises(CheckpointError, match="width 32 instead of 64"):
         train(recording, tokenizer_file, tmp_path / "third", *again, "model.width=64")
 
