@@ -175,6 +175,23 @@ def test_a_folder_begun_otherwise_is_not_continued(tmp_path: Path) -> None:
         _convert(source, tmp_path / "out")
 
 
+def test_only_drives_can_be_thinned_out(tmp_path: Path) -> None:
+    source = _recordings(tmp_path / "source", 6)
+    with pytest.raises(DataError, match="layout vpt keep their frame rate; leave 5 frames"):
+        _convert(source, tmp_path / "out", frames_per_second=5.0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_conversion_begun_before_an_option_was_there_goes_on(tmp_path: Path) -> None:
+    source = _recordings(tmp_path / "source", 6, 6, 6)
+    _convert(source, tmp_path / "out", limit=2)
+    path = tmp_path / "out" / STATE_FILE
+    state = json.loads(path.read_text())
+    del state["options"]["crop"], state["options"]["frames_per_second"]
+    path.write_text(json.dumps(state))
+    assert _convert(source, tmp_path / "out").recordings == 1
+
+
 def test_broken_recordings_cost_only_themselves(tmp_path: Path) -> None:
     source = _recordings(tmp_path / "source", 6, 6, 6)
     (source / "player-1.mp4").write_bytes(b"no video")

@@ -104,6 +104,18 @@ def test_scaling_averages_over_the_area_and_keeps_the_whole_picture(size: tuple[
     assert np.abs(scaled - _plain_resize(frame, size)).max() <= 1.5
 
 
+def test_cropping_keeps_the_middle_and_its_proportions() -> None:
+    frame = np.zeros((36, 64, 3), np.uint8)
+    frame[:, 14:50] = np.random.default_rng(0).integers(0, 256, (36, 36, 3), np.uint8)
+    reading = Reading(options=ReadOptions(size=(18, 18), crop=True))
+    cropped = resize(frame, (18, 18), reading)
+    difference = np.abs(cropped - _plain_resize(frame[:, 14:50], (18, 18)))
+    # Pixels at the cut are means with what lies beyond it.
+    assert difference[:, 1:-1].max() <= 1.5
+    wide = resize(frame, (12, 64), Reading(options=ReadOptions(size=(12, 64), crop=True)))
+    assert np.array_equal(wide, frame[12:24])
+
+
 def test_facts_of_a_video_need_no_decoding(tmp_path: Path) -> None:
     write_vpt(tmp_path / "one", [line()] * 33)
     facts = video_facts(tmp_path / "one.mp4")
@@ -120,6 +132,8 @@ def test_facts_of_a_video_need_no_decoding(tmp_path: Path) -> None:
         ({"size": (0, 64)}, "use 1 or more"),
         ({"gui": "blur"}, "use drop or keep"),
         ({"episode_frames": 1}, "use 2 or more"),
+        ({"frames_per_second": 0.0}, "use a number above 0"),
+        ({"crop": True}, "give height and width"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:

@@ -16,7 +16,7 @@ from worldgen.tokenizers.visual import (
 
 def make(**changes: int) -> FalseColourTokenizer:
     sizes = {"rows": 8, "columns": 16, "codebook_size": 1024, "cell": 4}
-    return FalseColourTokenizer(FalseColourTokenizerConfig(**(sizes | changes)))
+    return FalseColourTokenizer(FalseColourTokenizerConfig(**(sizes | changes)))  # type: ignore[arg-type]
 
 
 def test_every_id_is_painted_in_its_place_and_its_own_colour() -> None:
