@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +69,19 @@ def losses_of(
     )
 
 
+def watch(model: DrivingTransformer, method: str, argument: int) -> list[Tensor]:
+    """Return a list that fills with what a method of the model is given, which works as ever."""
+    given: list[Tensor] = []
+    called = getattr(model, method)
+
+    def noted(*arguments: Any, **more: Any) -> Any:
+        given.append(arguments[argument])
+        return called(*arguments, **more)
+
+    setattr(model, method, noted)
+    return given
+
+
 def test_the_release_counts_every_slot_of_every_later_frame_alike(
     model: DrivingTransformer,
 ) -> None:
@@ -85,9 +99,7 @@ def test_the_release_counts_every_slot_of_every_later_frame_alike(
 def test_spoilt_tokens_are_fed_and_not_aimed_at(model: DrivingTransformer) -> None:
     spoilt = RandomTokensConfig(share_of_clips=1.0, keep=0.0)
     visual, actions = clip()
-    fed: list[Tensor] = []
-    read = model.embed_cells
-    model.embed_cells = lambda ids: (fed.append(ids), read(ids))[1]  # type: ignore[method-assign]
+    fed = watch(model, "embed_cells", argument=0)
     terms = losses_of(model, corruption=spoilt)
     context, told = fed
     assert context.shape == (3, 4, 6)
@@ -101,17 +113,10 @@ def test_spoilt_tokens_are_fed_and_not_aimed_at(model: DrivingTransformer) -> No
 
 def test_dreams_change_the_context_and_leave_the_frame_to_draw(model: DrivingTransformer) -> None:
     visual, _ = clip()
-    fed: list[Tensor] = []
-    encode, refine = model.encode_steps, model.refine
-    model.encode_steps = (  # type: ignore[method-assign]
-        lambda ids, *rest, **more: (fed.append(ids), encode(ids, *rest, **more))[1]
-    )
-    model.refine = (  # type: ignore[method-assign]
-        lambda states, ids, *rest, **more: (fed.append(ids), refine(states, ids, *rest, **more))[1]
-    )
+    fed, drawn = watch(model, "encode_steps", argument=0), watch(model, "refine", argument=1)
     dreams = OnPolicyConfig(share_of_clips=1.0, frames=2, rounds=2, temperature=1.0)
     losses_of(model, on_policy=dreams)
-    context, told = fed
+    (context,), (told,) = fed, drawn
     assert torch.equal(context[:, :2], visual[:, :2])
     assert not torch.equal(context[:, 3], visual[:, 3])
     assert torch.equal(told, visual[:, 1:])
