@@ -183,6 +183,34 @@ def test_speeds_beyond_the_bins_are_clipped_and_the_frames_named(tmp_path: Path)
     assert "clipped in step 12" in problems[0]
 
 
+def test_a_parked_car_that_trembles_is_no_news(tmp_path: Path) -> None:
+    _, rows = nuplan_rows(30)
+    for number, row in enumerate(rows[12:]):
+        parked = rows[11] | {"x": rows[11]["x"] + 0.002 * (number % 2)}
+        row.update(parked | {"timestamp": row["timestamp"]})
+    write_nuplan(tmp_path, {"log-a": 30}, rows=rows)
+    (episode,), problems = _read(tmp_path)
+    assert not problems
+    assert episode.actions[:, 1].min() == 0.0
+    assert episode.actions[12:, 1].max() > 0.001
+    assert len(episode.frames) == 29
+
+
+@pytest.mark.parametrize("place", ["index.json", "json/index.json"])
+@pytest.mark.parametrize("data_root", ["sensor_blobs/log-a", "log-a", "/elsewhere/log-a"])
+def test_an_index_may_lie_elsewhere_and_lead_elsewhere(
+    tmp_path: Path, place: str, data_root: str
+) -> None:
+    write_nuplan(tmp_path, {"log-a": 6})
+    path = tmp_path / "nuplan_val.json"
+    (scene,) = json.loads(path.read_text())
+    path.unlink()
+    write_json(tmp_path / place, [scene | {"data_root": data_root, "pose": "gone.json"}])
+    episodes, problems = _read(tmp_path)
+    assert [numbers(episode.frames) for episode in episodes] == [[0, 1, 2, 3, 4]]
+    assert not problems
+
+
 def test_an_entry_that_is_no_scene_costs_itself(tmp_path: Path) -> None:
     write_nuplan(tmp_path, {"log-a": 12})
     path = tmp_path / "nuplan_val.json"

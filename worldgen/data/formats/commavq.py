@@ -213,7 +213,8 @@ class CommaVq(DrivingLayout):
             yield np.empty((0, 0, 3), np.uint8)
 
     def _sample_name(self, sample: _Sample) -> str:
-        return f"{self._name(sample.file).partition('.')[0]}/{sample.key or 'rest'}"
+        shard = sample.file.with_name(sample.file.name.partition(".")[0])
+        return f"{self._name(shard)}/{sample.key or 'rest'}"
 
     @property
     def _has_poses(self) -> bool:

@@ -30,8 +30,9 @@ SAME_RATE = 0.05
 """Frame rates that differ by no more than this share are taken for the same."""
 _PRESET_RATE = 5.0
 """Frames a second that the bins of "drivingworld" are for."""
-_LONGEST_STEP = 1.5
-"""Times the usual distance of two frames; with one frame missing in between it is twice that."""
+_LONGEST_STEP = 1.75
+"""Times the usual distance of two frames. With one frame missing in between it is twice that, and
+where poses come from lidar sweeps, twice as many as pictures, it reaches 1.5 without any missing."""
 
 
 @dataclass(frozen=True, kw_only=True)

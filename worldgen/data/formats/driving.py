@@ -30,7 +30,7 @@ from worldgen.data.formats.report import RecordingReport, Report, describe_schem
 from worldgen.data.media import read_image
 from worldgen.ego_motion import has_ego_data
 from worldgen.errors import DataError
-from worldgen.tokenizers.action import ActionSchema
+from worldgen.tokenizers.action import ActionSchema, Axis
 from worldgen.tokenizers.action.driving import clip_to_bins
 
 __all__ = ["COLUMNS", "DrivingLayout", "Frame", "PictureDrives"]
@@ -99,8 +99,14 @@ class DrivingLayout(Layout):
     def actions(
         self, motion: Float64[np.ndarray, "step 3"], schema: ActionSchema
     ) -> tuple[np.ndarray, tuple[Any, ...]]:
-        """Return actions of motion, and what had to be clipped."""
-        return clip_to_bins(motion, schema)
+        """Return actions of motion, and what had to be clipped by more than the width of a bin."""
+        # Poses of a parked car tremble, and so it would reverse; that changes no id.
+        lows, highs, bins = np.array(
+            [(axis.low, axis.high, axis.bins) for axis in schema.groups if isinstance(axis, Axis)]
+        ).T
+        held = np.clip(motion, lows, highs)
+        near = np.abs(held - motion) <= (highs - lows) / bins
+        return clip_to_bins(np.where(near, held, motion), schema)
 
     def size_text(self, drive: Drive) -> str:
         """Return the size of frames for a person."""

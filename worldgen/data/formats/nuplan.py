@@ -178,14 +178,15 @@ class NuPlan(PictureDrives):
 
 
 def _indices(path: Path) -> Iterator[Path]:
-    """Yield the files that begin like an index of scenes."""
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    for file in files:
+    """Yield the files that begin like an index of scenes, in the folder or one below."""
+    files = [*sorted(path.glob("*.json")), *sorted(path.glob("*/*.json"))]
+    for file in files if path.is_dir() else [path]:
         if file.suffix == ".json" and file.is_file():
             with file.open("rb") as opened:
-                beginning = opened.read(_BEGINNING)
-            if beginning.lstrip().startswith(b"[") and b'"CAM_F0"' in beginning:
-                yield file
+                # There is a file of poses for each log, and those are objects.
+                is_list = opened.read(1) == b"["
+                if is_list and b'"CAM_F0"' in opened.read(_BEGINNING):
+                    yield file
 
 
 def _read_index(path: Path) -> list[object]:
