@@ -5,10 +5,21 @@ from pathlib import Path
 import torch
 
 from worldgen.generation import SamplingConfig, Start
-from worldgen.models import NextFrameConfig, NextFrameTransformer, save_world_model
+from worldgen.models import (
+    DrivingConfig,
+    DrivingTransformer,
+    NextFrameConfig,
+    NextFrameTransformer,
+    save_world_model,
+)
 from worldgen.nn.space_time import SpaceTimeConfig
 from worldgen.pipeline import EnvironmentCard, WorldCard, save_starts
-from worldgen.tokenizers.action import ActionSchema, ActionTokenizer, Categorical
+from worldgen.tokenizers.action import (
+    ActionSchema,
+    ActionTokenizer,
+    Categorical,
+    driving_schema,
+)
 from worldgen.tokenizers.quantizers import FSQConfig
 from worldgen.tokenizers.visual import (
     ConvolutionalTokenizerConfig,
@@ -155,6 +166,55 @@ def tiny_world(
         decoders=("whole_frame", "strided:4", "diagonal", "raster"),
         sampling=SamplingConfig(),
         environment=environment,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_visual_tokenizer(folder / "tokenizer.safetensors", tokenizer)
+    save_world_model(folder / "model.safetensors", model)
+    save_starts(folder / "starts.safetensors", starts)
+    card.write(folder)
+    return folder
+
+
+def tiny_driven_world(
+    folder: Path, *, frames_per_second: float = 16.0, schema: ActionSchema | None = None
+) -> Path:
+    """Write a world of the driving family, driven by ego motion; return its folder."""
+    schema = schema or driving_schema("car_racing")
+    actions = ActionTokenizer(schema)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = build_visual_tokenizer(tiny_tokenizer_config()).eval()
+        model = DrivingTransformer(
+            DrivingConfig(
+                rows=8,
+                columns=8,
+                codebook_size=64,
+                num_action_tokens=actions.num_slots,
+                action_vocabulary_size=actions.vocabulary_size,
+                slot_options=tuple(group.size for group in schema.groups),
+                width=16,
+                num_heads=2,
+                context_depth=1,
+                within_frame_depth=1,
+                window=3,
+                code_width=8,
+                motion_width=8,
+            )
+        )
+        starts = [
+            Start(
+                visual_ids=torch.randint(0, 64, (2, 64)),
+                action_ids=torch.from_numpy(actions.encode(schema.rest()))[None],
+            )
+        ]
+    card = WorldCard(
+        name="tiny_driven",
+        title="A tiny drive",
+        description="Random weights, for tests.",
+        frames_per_second=frames_per_second,
+        action_schema=schema.to_json(),
+        decoders=("whole_frame", "diagonal"),
+        sampling=SamplingConfig(),
     )
     folder.mkdir(parents=True, exist_ok=True)
     save_visual_tokenizer(folder / "tokenizer.safetensors", tokenizer)

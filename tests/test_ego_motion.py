@@ -189,7 +189,7 @@ def test_bad_rows_are_left_out_and_named() -> None:
     times, poses = drive()
     poses[7, 1] = np.nan
     times[20] = times[18]
-    check = check_poses(times, poses, source="poses.csv", first_row=2)
+    check = check_poses(times, poses, source="poses.csv", row_numbers=range(2, 42))
     assert np.flatnonzero(~check.kept).tolist() == [7, 20]
     assert any("row 9: numbers are missing" in problem for problem in check.problems)
     assert any("row 22: the time is not later" in problem for problem in check.problems)

@@ -1,6 +1,7 @@
 """The command `worldgen`: its words, its exit statuses, and how it reports mistakes."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -94,11 +95,31 @@ def _add_play(commands: Any) -> None:
 
 
 def _add_rollout(commands: Any) -> None:
-    rollout = _add_command(commands, "rollout", "play a list of actions into a video", "rollout")
+    rollout = _add_command(
+        commands,
+        "rollout",
+        "play actions, a trajectory, or the model itself, into a video",
+        "rollout",
+    )
     _add_world(rollout)
-    rollout.add_argument("--actions", required=True, help='such as "left*20,left+gas*4,gas*40"')
+    what = rollout.add_mutually_exclusive_group(required=True)
+    what.add_argument("--actions", help='such as "left*20,left+gas*4,gas*40"')
+    what.add_argument(
+        "--trajectory",
+        type=Path,
+        metavar="FILE",
+        help="poses or ego motion to drive, as csv, json or npy, for worlds driven by ego motion",
+    )
+    what.add_argument(
+        "--drive", action="store_true", help="the model itself does what its players did"
+    )
     rollout.add_argument(
-        "--repeat", type=_whole_number(1), default=1, help="play the list this often (default: 1)"
+        "--seconds",
+        type=_positive_number,
+        help="length; lists are repeated, the last step of a trajectory is held (default: all of it)",
+    )
+    rollout.add_argument(
+        "--repeat", type=_whole_number(1), help="play it this often (default: once)"
     )
     rollout.add_argument(
         "--seed", type=_whole_number(0), default=0, help="decides every random draw (default: 0)"
@@ -118,6 +139,9 @@ def _add_rollout(commands: Any) -> None:
     )
     _add_video(rollout)
     rollout.add_argument("--log", type=Path, metavar="FILE.json", help="log to write, for replay")
+    rollout.add_argument(
+        "--motion", type=Path, metavar="FILE.csv", help="ego motion that was driven, to write"
+    )
 
 
 def _add_replay(commands: Any) -> None:
@@ -533,6 +557,16 @@ def _add_video(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale", type=_whole_number(1), default=4, help="video pixels per pixel (default: 4)"
     )
+
+
+def _positive_number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"needs a number above 0, got {text!r}")
+    return number
 
 
 def _whole_number_or_all(text: str) -> int | None:

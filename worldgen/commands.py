@@ -1,6 +1,7 @@
 """What the words of the command line do; each command takes its arguments and returns a status."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -17,9 +18,10 @@ from tqdm import tqdm
 
 from worldgen.card_text import card_as_markdown, describe_world, format_description
 from worldgen.checkpoint import check_new_folder, write_folder, write_text
+from worldgen.data.trajectory import read_trajectory, write_motion
 from worldgen.data.video import write_video
 from worldgen.errors import ActionError, ConfigError, DataError, LogError
-from worldgen.generation import RolloutLog, SamplingConfig, Start
+from worldgen.generation import RolloutLog, SamplingConfig, Session, Start
 from worldgen.pipeline import (
     World,
     WorldCard,
@@ -29,7 +31,7 @@ from worldgen.pipeline import (
     shipped_worlds,
     world_folder,
 )
-from worldgen.tokenizers.action import MAX_STEPS, parse_actions
+from worldgen.tokenizers.action import MAX_STEPS, is_driving_schema, parse_actions
 
 if TYPE_CHECKING:
     from worldgen.evaluation.decode_bench import DecodeBench
@@ -66,33 +68,39 @@ def _play(arguments: Namespace) -> int:
 def _rollout(arguments: Namespace) -> int:
     _check_output(arguments.out)
     _check_output(arguments.log)
+    _check_output(arguments.motion)
     world = load(arguments.world)
-    actions = parse_actions(arguments.actions, world.action_tokenizer.schema)
-    total = len(actions) * arguments.repeat
-    if total > MAX_STEPS:
+    schema = world.action_tokenizer.schema
+    if arguments.motion is not None and not is_driving_schema(schema):
         raise ActionError(
-            f"{len(actions):,} steps repeated {arguments.repeat:,} times are more than "
-            f"{MAX_STEPS:,}; shorten the rollout"
+            f"world {world.card.name!r} is driven by {', '.join(g.name for g in schema.groups)} and "
+            "not by ego motion, so there is none to write; leave --motion out"
         )
+    script = _script(world, arguments)
+    total = _num_steps(script, world, arguments)
     session = world.session(
         seed=arguments.seed,
         start=arguments.start,
         decoder=arguments.decoder,
         sampling=_sampling(world, arguments),
     )
+    actions = _driven(session) if script is None else _played(script, arguments)
 
     def frames(until: Iterator[Num[np.ndarray, " group"]]) -> Iterator[Frame]:
         yield session.frame
         yield from session.play(until)
 
     try:
-        with _interruptible(np.tile(actions, (arguments.repeat, 1))) as steps:
+        with _interruptible(itertools.islice(actions, total)) as steps:
             _consume(frames(steps), total, world, arguments)
     finally:
         # Whatever became of the video, the log can make it again.
         if arguments.log is not None:
             session.save(arguments.log)
-    written = [str(path) for path in (arguments.out, arguments.log) if path is not None]
+        if arguments.motion is not None:
+            write_motion(arguments.motion, session.actions, world.frames_per_second)
+    outputs = (arguments.out, arguments.log, arguments.motion)
+    written = [str(path) for path in outputs if path is not None]
     print(
         f"{session.frame_index} frames, hash {session.log().total_hash}"
         + (f", written to {' and '.join(written)}" if written else "")
@@ -105,6 +113,55 @@ def _rollout(arguments: Namespace) -> int:
         )
         return _INTERRUPTED
     return 0
+
+
+def _script(world: World, arguments: Namespace) -> Num[np.ndarray, "step group"] | None:
+    """Return the actions of a list or a trajectory; None where the model itself drives."""
+    schema = world.action_tokenizer.schema
+    if arguments.drive:
+        return None
+    if arguments.trajectory is not None:
+        trajectory = read_trajectory(arguments.trajectory)
+        actions, changes = trajectory.actions(schema, world.frames_per_second)
+        for change in changes:
+            _note(change)
+        return actions
+    return parse_actions(arguments.actions, schema)
+
+
+def _num_steps(
+    script: Num[np.ndarray, "step group"] | None, world: World, arguments: Namespace
+) -> int:
+    """Return the length of a rollout: as many seconds as asked for, or all that there is to do."""
+    if arguments.seconds is not None:
+        if arguments.repeat is not None:
+            raise ConfigError("--seconds and --repeat both say how long; give one of them")
+        steps: int = max(1, round(arguments.seconds * world.frames_per_second))
+    elif script is None:
+        raise ConfigError("--drive goes on for ever; say for how long with --seconds")
+    else:
+        steps = len(script) * (arguments.repeat or 1)
+    if steps > MAX_STEPS:
+        raise ActionError(f"{steps:,} steps are more than {MAX_STEPS:,}; shorten the rollout")
+    return steps
+
+
+def _played(
+    script: Num[np.ndarray, "step group"], arguments: Namespace
+) -> Iterator[Num[np.ndarray, " group"]]:
+    """Give out a script for ever: a list again and again, a trajectory with its last step held."""
+    hold = arguments.trajectory is not None and arguments.repeat is None
+    for number in itertools.count():
+        yield script[min(number, len(script) - 1) if hold else number % len(script)]
+
+
+def _driven(session: Session) -> Iterator[Num[np.ndarray, " group"]]:
+    """Give out what the model itself would do; frames that are drawn together share an action."""
+    action, asked_at = session.predict_action(), session.frame_index
+    while True:
+        if session.frame_index != asked_at and not session.frames_left:
+            action, asked_at = session.predict_action(), session.frame_index
+        yield action
 
 
 def _replay(arguments: Namespace) -> int:
@@ -640,7 +697,7 @@ def _consume(
 
 @contextmanager
 def _interruptible(
-    actions: Num[np.ndarray, "step group"],
+    actions: Iterator[Num[np.ndarray, " group"]],
 ) -> Iterator[Iterator[Num[np.ndarray, " group"]]]:
     """Give out actions until Ctrl-C, so that no frame is left half drawn; the second one breaks."""
     interrupted = False

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int
 
 from worldgen.errors import DataError
 
@@ -28,6 +28,7 @@ __all__ = [
     "PoseCheck",
     "check_poses",
     "has_ego_data",
+    "headings_along",
     "integrate",
     "interpolate_poses",
     "path_length",
@@ -174,6 +175,8 @@ def resample_motion(
             raise DataError(f"motion of {rate} steps a second; a rate is a number above 0")
     motion = np.asarray(motion, np.float64)
     ratio = _whole(from_rate / to_rate)
+    if ratio == 1:
+        return motion
     steps = math.floor(len(motion) / ratio + 1e-6)
     at = np.arange(steps + 1) * ratio
     if not has_ego_data(motion).all():
@@ -186,6 +189,24 @@ def resample_motion(
 def has_ego_data(rows: Float[np.ndarray, "*leading number"]) -> Bool[np.ndarray, "*leading"]:
     """Return which rows of poses or motion are known: those whose numbers are all finite."""
     return np.asarray(np.isfinite(rows).all(-1))
+
+
+def headings_along(places: Float[np.ndarray, "frame 2"]) -> Float64[np.ndarray, " frame"]:
+    """Return headings of a vehicle that looks where it goes, in radians, not wrapped.
+
+    At each place it looks along the line from the one before to the one after; while it stands, as
+    before.
+    """
+    places = np.asarray(places, np.float64)
+    if len(places) < 2:
+        return np.zeros(len(places))
+    ahead = np.concatenate([places[1:], places[-1:]]) - np.concatenate([places[:1], places[:-1]])
+    moving = np.linalg.norm(ahead, axis=-1) > 1e-9
+    if not moving.any():
+        return np.zeros(len(places))
+    latest = np.maximum.accumulate(np.where(moving, np.arange(len(places)), -1))
+    headings = np.arctan2(ahead[:, 1], ahead[:, 0])
+    return np.unwrap(headings[np.where(latest < 0, moving.argmax(), latest)])
 
 
 def path_length(poses: Float[np.ndarray, "*leading frame pose"]) -> Float64[np.ndarray, "*leading"]:
@@ -215,7 +236,7 @@ def check_poses(
     poses: Float[np.ndarray, "row pose"],
     *,
     source: str,
-    first_row: int = 1,
+    row_numbers: Sequence[int] | None = None,
     max_gap: float | None = None,
     max_speed: float = MAX_SPEED,
 ) -> PoseCheck:
@@ -227,7 +248,7 @@ def check_poses(
         times: Seconds.
         poses: [row, 3] in the plane or [row, 7] in space, in metres.
         source: File name, for messages.
-        first_row: Number of the first row, for messages.
+        row_numbers: What messages call the rows; none is from 1 on.
         max_gap: Most seconds between two rows; none is 2.5 times the usual distance.
         max_speed: Metres a second; between two rows that are further apart the drive breaks off.
 
@@ -240,10 +261,11 @@ def check_poses(
     if times.shape != poses.shape[:1]:
         raise DataError(f"{source}: {len(poses)} poses and {len(times)} times; give one time each")
     problems: list[str] = []
+    numbers = np.arange(1, len(times) + 1) if row_numbers is None else np.array(row_numbers)
 
     def drop(wrong: Bool[np.ndarray, " row"], reason: str) -> None:
         if wrong.any():
-            problems.append(f"{source}: {_name_rows(wrong, first_row)}: {reason}; left out")
+            problems.append(f"{source}: {_name_rows(numbers[wrong])}: {reason}; left out")
             kept[wrong] = False
 
     kept = np.ones(len(times), bool)
@@ -280,7 +302,7 @@ def check_poses(
         if broken.any():
             marked = np.zeros(len(kept), bool)
             marked[rows[1:][broken]] = True
-            problems.append(f"{source}: {_name_rows(marked, first_row)}: {reason}; a new episode")
+            problems.append(f"{source}: {_name_rows(numbers[marked])}: {reason}")
     follows[rows[1:]] = (seconds <= gap * (1 + 1e-9)) & (speeds <= max_speed)
     return PoseCheck(kept=kept, follows=follows, problems=tuple(problems))
 
@@ -424,16 +446,15 @@ def _resample_around_gaps(
 
 
 def _whole(ratio: float) -> float:
-    """Return a ratio of rates without the rounding of the rates: 2.0000000003 is 2."""
+    """Return a ratio of rates without what was rounded in them: 2.00003 is 2."""
     for number, back in ((ratio, False), (1 / ratio, True)):
         nearest = round(number)
-        if nearest >= 1 and abs(number - nearest) < 1e-6 * nearest:
+        if nearest >= 1 and abs(number - nearest) < 1e-4 * nearest:
             return 1 / nearest if back else float(nearest)
     return ratio
 
 
-def _name_rows(marked: Bool[np.ndarray, " row"], first_row: int) -> str:
-    rows = np.flatnonzero(marked) + first_row
+def _name_rows(rows: Int[np.ndarray, " row"]) -> str:
     shown = ", ".join(str(row) for row in rows[:_SHOWN_ROWS])
     more = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
     return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
