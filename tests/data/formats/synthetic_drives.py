@@ -137,6 +137,15 @@ def write_nuplan_database(folder: Path, log: str, count: int) -> Path:
     return path
 
 
+def write_drivingworld(clip: Path, pictures: int, rows: int | None = None) -> None:
+    """Write a clip: motion to each frame in arrays with an axis too many, the first row zero."""
+    write_pictures([clip / f"{number:06d}.png" for number in range(pictures)])
+    motion = np.tile(motion_of_step(0.2), (pictures if rows is None else rows, 1))
+    motion[0] = 0.0
+    np.save(clip / "pose.npy", motion[None, :, 1:])
+    np.save(clip / "yaw.npy", motion[None, :, :1])
+
+
 def write_nuscenes(folder: Path, scenes: Mapping[str, int], rate: float = 12.0) -> None:
     """Write the tables and front pictures of scenes; rows of tables lie in no order."""
     sensors = [("front", "CAM_FRONT"), ("lidar", "LIDAR_TOP")]

@@ -15,10 +15,14 @@ from tests.data.formats.synthetic_drives import (
     write_nuplan,
     write_nuplan_database,
 )
-from worldgen.data.episodes import Episode
+from tests.factories import tiny_tokenizer_config
+from worldgen.data.episodes import Dataset, Episode
 from worldgen.data.formats import NuPlan, Reading, ReadOptions, open_layout
+from worldgen.data.formats.convert import convert
+from worldgen.data.token_cache import open_or_build_token_cache
 from worldgen.errors import DataError
 from worldgen.tokenizers.action.driving import driving_schema
+from worldgen.tokenizers.visual import build_visual_tokenizer
 
 
 def _read(folder: Path, **options: Any) -> tuple[list[Episode], list[str]]:
@@ -53,6 +57,24 @@ def test_five_frames_a_second_are_every_second_frame_and_drivingworlds_bins(tmp_
     assert content.schema == driving_schema("drivingworld")
     with pytest.raises(DataError, match="20 would have to be made up, ask for 10 or fewer"):
         _read(tmp_path, frames_per_second=20.0)
+
+
+def test_training_reads_drivingworlds_ids(tmp_path: Path) -> None:
+    write_nuplan(tmp_path / "source", {"log-a": 12, "log-b": 12, "log-c": 12})
+    options = ReadOptions(size=(64, 64), crop=True, frames_per_second=5.0)
+    convert(open_layout(tmp_path / "source"), tmp_path / "out", options)
+    dataset = Dataset(tmp_path / "out")
+    assert dataset.metadata.frames_per_second == 5.0
+    tokenizer = build_visual_tokenizer(tiny_tokenizer_config()).eval()
+    cache = open_or_build_token_cache(dataset, "train", tmp_path / "tokens", tokenizer, "0" * 64)
+    yaw, x, y = motion_of_step(0.2)
+    # Upstream's formulas; the ids of x follow those of yaw, those of y those of x.
+    expected = [
+        int((yaw + 8 - 8 / 512) * 512 / 16),
+        512 + int(x * 128 / 8),
+        512 + 128 + int((y + 0.5 - 0.5 / 128) * 128),
+    ]
+    assert cache.action_ids.tolist() == [expected] * 5
 
 
 def test_bins_of_another_rate_reach_to_the_same_speeds(tmp_path: Path) -> None:

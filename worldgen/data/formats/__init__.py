@@ -11,6 +11,7 @@ from worldgen.data.formats.base import (
 )
 from worldgen.data.formats.comma2k19 import Comma2k19
 from worldgen.data.formats.commavq import CommaVq
+from worldgen.data.formats.drivingworld import DrivingWorldClips
 from worldgen.data.formats.lerobot import LeRobotDataset
 from worldgen.data.formats.mineworld_validation import MineWorldValidation
 from worldgen.data.formats.native import NativeEpisodes
@@ -25,6 +26,7 @@ __all__ = [
     "Comma2k19",
     "CommaVq",
     "Content",
+    "DrivingWorldClips",
     "Layout",
     "LeRobotDataset",
     "MineWorldValidation",
@@ -47,6 +49,7 @@ LAYOUTS: tuple[type[Layout], ...] = (
     MineWorldValidation,
     NuScenes,
     NuPlan,
+    DrivingWorldClips,
     Comma2k19,
     CommaVq,
 )
