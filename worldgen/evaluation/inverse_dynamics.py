@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int, Num, UInt8
+from jaxtyping import Float, Float64, Int, Num, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,7 +18,7 @@ from worldgen.checkpoint import load_state, load_tensors, save_tensors
 from worldgen.config import build
 from worldgen.errors import CheckpointError, ConfigError
 from worldgen.records import to_float
-from worldgen.tokenizers.action import ActionSchema
+from worldgen.tokenizers.action import ActionSchema, Categorical
 
 __all__ = [
     "INVERSE_DYNAMICS_FILE",
@@ -159,20 +159,51 @@ class InverseDynamicsModel(nn.Module):
         Shapes:
             `step` is `time - 1`.
         """
+        clips = [
+            torch.stack([logits.argmax(dim=-1) for logits in read], dim=-1)
+            for read in self._read_clips(frames)
+        ]
+        return torch.stack(clips).cpu().numpy()
+
+    @torch.no_grad()
+    def expect(
+        self, frames: UInt8[np.ndarray, "clip time height width 3"]
+    ) -> Float64[np.ndarray, "clip step group"]:
+        """Return the mean of every axis at every step, weighted by how likely its bins are.
+
+        Finer than the likeliest bin, and bins beside each other do not compete; of a choice it is
+        the likeliest option's index, as there is nothing between two options.
+
+        Args:
+            frames: As for `label`.
+        """
+        clips = []
+        for read in self._read_clips(frames):
+            columns = []
+            for group, logits in zip(self.schema.groups, read, strict=True):
+                if isinstance(group, Categorical):
+                    columns.append(logits.argmax(dim=-1).double())
+                else:
+                    centres = torch.from_numpy(group.from_ids(np.arange(group.size)))
+                    columns.append(logits.double().softmax(dim=-1) @ centres.to(logits.device))
+            clips.append(torch.stack(columns, dim=-1))
+        return torch.stack(clips).cpu().numpy()
+
+    def _read_clips(
+        self, frames: UInt8[np.ndarray, "clip time height width 3"]
+    ) -> Iterator[list[Float[Tensor, "step option"]]]:
+        """Yield the logits of every group, clip by clip."""
         if frames.shape[1] < 2:
             raise ConfigError(f"an action lies between two frames, got {frames.shape[1]}")
         size = self.config.frame_size
         device = self.heads.weight.device
-        labels = []
         for clip in frames:
             parts = []
             for first in range(0, len(clip) - 1, _PAIRS_AT_ONCE):
                 # One frame more than pairs; the last of it begins the next part.
                 part = np.ascontiguousarray(clip[first : first + _PAIRS_AT_ONCE + 1])
                 parts.append(self._pairs(resized(part, size).to(device)[None]))
-            read = self._read(torch.cat(parts, dim=1))
-            labels.append(torch.stack([logits[0].argmax(dim=-1) for logits in read], dim=-1))
-        return torch.stack(labels).cpu().numpy()
+            yield [logits[0] for logits in self._read(torch.cat(parts, dim=1))]
 
 
 def resized(
