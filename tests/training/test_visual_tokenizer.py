@@ -17,7 +17,7 @@ from worldgen.checkpoint import load_tensors
 from worldgen.config import build, load_config
 from worldgen.data.video import write_video
 from worldgen.errors import CheckpointError, ConfigError, DataError
-from worldgen.tokenizers.visual import load_visual_tokenizer
+from worldgen.tokenizers.visual import TemporalTokenizer, load_visual_tokenizer
 from worldgen.training import DivergedError, OptimiserConfig, RunFolder, learning_rate
 
 
@@ -47,6 +47,23 @@ JOINT = (
 )
 """Three steps of images, then three of images and clips, in a network of a few hundred weights."""
 
+
+TEMPORAL = (
+    *(
+        f"tokenizer.{part}.{size}"
+        for part in ("encoder", "decoder")
+        for size in ("widths=[4,4,8]", "blocks=1", "latent_width=8", "attention_levels=[2]")
+    ),
+    "+tokenizer.encoder.groups=2",
+    "+tokenizer.decoder.groups=2",
+    "tokenizer.num_heads=2",
+    "tokenizer.feed_forward_width=8",
+    "tokenizer.window=3",
+    "tokenizer.quantizer.codebook_size=16",
+    "training.length.steps=2",
+    "stages=[{image_batch_size:2,video_share:0.7,clip_frames:5,clip_batch_size:2}]",
+)
+"""As small as `JOINT`, with a grid for each frame and blocks over time."""
 
 EVERY_STEP = "training.log_steps=1"
 
@@ -84,6 +101,8 @@ def train(
     ]
     if experiment == "omnitokenizer_small":
         tiny += JOINT
+    elif experiment == "drivingworld_tokenizer":
+        tiny += TEMPORAL
     elif experiment == "car_racing":
         tiny += ["tokenizer.encoder.base_width=2", "tokenizer.decoder.base_width=2"]
     else:
@@ -183,6 +202,16 @@ def test_a_joint_training_interrupted_between_stages_goes_on_bit_for_bit(
     for name, tensor in expected[0].items():
         assert torch.equal(tensor, got[0][name]), name
     assert any(name.startswith("adversaries.") for name in expected[0]) == bool(changes)
+
+
+def test_clips_train_a_tokenizer_that_looks_back(recording: Path, tmp_path: Path) -> None:
+    folder = train(recording, tmp_path / "run", experiment="drivingworld_tokenizer")
+    figures = json.loads((folder.path / "summary.json").read_text())["figures"]["test"]
+    of_videos = figures[recording.name]["videos"]
+    assert (of_videos["frames"], of_videos["tokens_per_frame"]) == (20, 16)
+    tokenizer = load_visual_tokenizer(folder.path / "tokenizer.safetensors")
+    assert isinstance(tokenizer, TemporalTokenizer)
+    assert not tokenizer.single_frames
 
 
 def test_discriminators_take_part_from_their_first_step_on(recording: Path, tmp_path: Path) -> None:
@@ -355,6 +384,7 @@ def test_a_missing_recording_is_one_clear_message(tmp_path: Path) -> None:
         "omnitokenizer_small",
         "omnitokenizer_small_images",
         "car_racing_temporal",
+        "drivingworld_tokenizer",
     ],
 )
 def test_shipped_experiments_compose_and_build(experiment: str) -> None:

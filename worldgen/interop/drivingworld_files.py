@@ -132,7 +132,7 @@ def import_drivingworld(
     transformer = world_model_from_upstream(
         weights.tensors,
         given,
-        codebook=imported.tokenizer.quantizer.codebook,
+        codebook=imported.tokenizer.get_parameter("quantizer.codebook"),
         path=model,
     )
     types = (
@@ -287,7 +287,8 @@ def _rows(path: Path, columns: int) -> Float64[np.ndarray, "row column"]:
             f"{path} must have the shape [1, frames, {columns}] or [frames, {columns}], got "
             f"{list(shape)}"
         )
-    return rows.astype(np.float64)
+    numbers: np.ndarray = rows.astype(np.float64)
+    return numbers
 
 
 def _by_number(path: Path) -> list[tuple[str, int]]:
