@@ -525,6 +525,8 @@ def _import_drivingworld(arguments: Namespace) -> int:
         limits=(
             "Reversing and standing still cannot be said: the slowest motion is half a bin ahead.",
             "Motion is metres and degrees in 0.2 s; at other rates it means another speed.",
+            f"After {sizes.window} frames all that are in sight have the last position in time, "
+            "which upstream's weights were not trained with.",
         ),
     )
 
