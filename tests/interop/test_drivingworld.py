@@ -24,6 +24,7 @@ from worldgen.tokenizers.visual import (
     load_visual_tokenizer,
     save_visual_tokenizer,
 )
+from worldgen.tokenizers.visual.temporal import TimeMemory
 
 VIDEOS = reference_cases("drivingworld", lambda c: c.get("model_class") == "VideoVQModel")
 
@@ -54,6 +55,10 @@ def test_clips_become_upstreams_ids_and_frames(case: Case) -> None:
     tokenizer = load(case)
     frames = inputs["frames"]
     ids = outputs["indices"].unflatten(-1, case.config["latent_size"])
+    features = tokenizer.encoder.features(frames.flatten(0, 1))
+    assert_near(features, outputs["encoder_out"])
+    mixed = tokenizer.mix(features.unflatten(0, frames.shape[:2]), TimeMemory())
+    assert_near(mixed.flatten(0, 1), outputs["temporal_out"])
     assert torch.equal(tokenizer.encode(frames), ids)
     assert_near(tokenizer.decode(ids) / 2 + 0.5, outputs["recon"])
     assert_near(tokenizer.decode(ids)[:, -1:] / 2 + 0.5, outputs["recon_last"])

@@ -185,6 +185,17 @@ def test_frames_of_any_size_that_the_reduction_divides() -> None:
     assert tokenizer.decode(ids).shape == frames.shape
 
 
+def test_networks_in_bfloat16_show_nearly_the_same() -> None:
+    tokenizer, ids = tiny_tokenizer(), grids(5)
+    exact = tokenizer.decode(ids)
+    for network in (tokenizer.encoder, tokenizer.time, tokenizer.space, tokenizer.decoder):
+        network.to(torch.bfloat16)
+    shown = tokenizer.decode(ids)
+    assert shown.dtype == torch.float32
+    assert float((shown - exact).abs().mean()) < 0.05
+    assert tokenizer.encode(clip(4)).shape == (1, 4, 3, 4)
+
+
 def test_a_tokenizer_comes_back_from_its_file(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     save_visual_tokenizer(tmp_path / "tokenizer.safetensors", tokenizer)
