@@ -74,7 +74,9 @@ def test_wrong_units_gaps_and_missing_files_cost_only_themselves(tmp_path: Path)
         list(range(6, 11)),
         list(range(11)),
     ]
-    assert problems[0].startswith("0/global_pose: row 7: more than 0.0875 s after")
+    assert problems[0] == (
+        "0/global_pose: row 7: more than 0.0875 s after the row before; a new episode begins there"
+    )
     assert problems[1].startswith("1/global_pose: ")
     assert "millimetres" in problems[1]
     assert problems[2].startswith("2/video.hevc: missing beside global_pose")

@@ -108,7 +108,10 @@ def make_track(drive: Drive, recorded: float, wanted: float | None, reading: Rea
     except DataError as error:
         raise DataError(f"{error}; {drive.units}" if drive.units else str(error)) from error
     for problem in check.problems:
-        reading.note(drive.source, problem.removeprefix(f"{drive.source}: "))
+        text = problem.removeprefix(f"{drive.source}: ")
+        if text.startswith("row") and not text.endswith("left out"):
+            text += "; a new episode begins there"
+        reading.note(drive.source, text)
     rows = np.flatnonzero(check.kept)
     pieces = [
         _thinned(piece, drive.times, recorded, wanted)
