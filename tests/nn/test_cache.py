@@ -421,3 +421,81 @@ def test_a_layer_that_is_not_there_is_refused() -> None:
     frame = torch.zeros(1, 1, 2, 1)
     with pytest.raises(ConfigError, match="layers 0 to 1, there is no layer 2"):
         cache().write_and_read(2, frame, frame)
+
+
+def noting(spare: int = 0, sink: int = 0, windows: tuple[int, ...] = (1, 3)) -> FrameCache:
+    return FrameCache(
+        CacheConfig(
+            heads=1, tokens=2, head_width=1, windows=windows, spare=spare, sink=sink, notes=2
+        ),
+        batch=2,
+    )
+
+
+def step(ring: FrameCache, number: int) -> list[list[int]] | None:
+    """Write and note a frame; return what was noted before it."""
+    before = ring.noted_before()
+    frame = torch.zeros(2, 1, 2, 1)
+    for layer in range(len(ring.windows)):
+        ring.write_and_read(layer, frame, frame)
+    ring.note(torch.tensor([[number, -number], [10 * number, 1]]))
+    ring.advance()
+    return None if before is None else before.tolist()
+
+
+def noted(number: int) -> list[list[int]]:
+    return [[number, -number], [10 * number, 1]]
+
+
+@pytest.mark.parametrize("windows", [(1, 3), (1,)])
+@pytest.mark.parametrize("sink", [0, 2])
+def test_what_is_noted_beside_a_frame_is_read_one_frame_later(
+    sink: int, windows: tuple[int, ...]
+) -> None:
+    ring = noting(sink=sink, windows=windows)
+    before = [step(ring, number) for number in range(9)]
+    assert before == [None, *map(noted, range(8))]
+
+
+@pytest.mark.parametrize("windows", [(1, 3), (1,)])
+@pytest.mark.parametrize("sink", [0, 2])
+def test_notes_are_there_wherever_a_cache_can_be_rewound_to(
+    sink: int, windows: tuple[int, ...]
+) -> None:
+    ring = noting(spare=2, sink=sink, windows=windows)
+    for number in range(9):
+        step(ring, number)
+    reached = [frames for frames in range(1, 10) if ring.can_rewind_to(frames)]
+    # Those in the ring, of which the first needs what it looks at, and those in the sink.
+    assert reached == [*range(1, sink + 1), 6, 7, 8, 9]
+    for frames in reversed(reached):
+        fork = ring.fork()
+        fork.rewind_to(frames)
+        assert step(fork, 70) == noted(frames - 1)
+        assert step(fork, 71) == noted(70)
+
+
+def test_forks_note_for_themselves() -> None:
+    ring = noting()
+    step(ring, 1)
+    fork = ring.fork()
+    assert step(fork, 2) == noted(1)
+    assert step(ring, 3) == noted(1)
+    assert step(fork, 4) == noted(2)
+    assert step(ring, 5) == noted(3)
+
+
+def test_notes_count_as_memory() -> None:
+    ring = noting(spare=2)
+    assert ring.num_bytes == FrameCache.predicted_bytes(ring.config, batch=2)
+    plain = cache(spare=2)
+    assert ring.num_bytes - 2 * plain.num_bytes == 2 * 5 * 2 * 8
+
+
+def test_notes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"notes of shape \[batch, note\] = \[2, 2\], got \[2, 3\]"
+    ):
+        noting().note(torch.zeros(2, 3))
+    with pytest.raises(ConfigError, match="notes -1"):
+        CacheConfig(heads=1, tokens=1, head_width=1, windows=(1,), notes=-1)
