@@ -37,7 +37,7 @@ from worldgen.pipeline import (
     save_starts,
 )
 from worldgen.records import to_float
-from worldgen.tokenizers.action import ActionTokenizer
+from worldgen.tokenizers.action import ActionTokenizer, is_driving_schema
 from worldgen.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
 
 
@@ -81,6 +81,9 @@ class RunConfig:
     """Judge trained by `train.inverse_dynamics`; left out in the same way."""
     figures: str | None
     """JSON file written by `worldgen evaluate world --json`, or none."""
+    decoders: str | None
+    """JSON file written by `worldgen pareto --json`, or none: how likely raster order finds what
+    each order draws, by which a server may choose one."""
     hardware: str | None
     """What the trainings ran on; by default this machine's processor."""
     date: str
@@ -106,6 +109,10 @@ def run(cfg: DictConfig) -> Path:
         figures = {
             row["name"]: format_figure(row["value"], row["unit"]) for row in measured["summary"]
         }
+    likelihoods: dict[str, float] = {}
+    if config.decoders is not None:
+        compared = json.loads(Path(config.decoders).read_text(encoding="utf-8"))["decoders"]
+        likelihoods = {entry["decoder"]: round(entry["log_likelihood"], 3) for entry in compared}
     return package(
         Path(config.out),
         name=config.name,
@@ -118,6 +125,7 @@ def run(cfg: DictConfig) -> Path:
         starts=config.starts,
         facts={"hardware": config.hardware or str(hardware()["processor"]), "date": config.date},
         figures=figures,
+        decoder_likelihoods=likelihoods,
     )
 
 
@@ -134,6 +142,7 @@ def package(
     inverse_dynamics_file: Path | None = None,
     facts: Mapping[str, str] | None = None,
     figures: Mapping[str, str] | None = None,
+    decoder_likelihoods: Mapping[str, float] | None = None,
 ) -> Path:
     """Write tokenizer, model, starts, test clips and card of a world into a folder; return it.
 
@@ -151,6 +160,7 @@ def package(
         inverse_dynamics_file: Judge that reads actions from frames, copied in the same way.
         facts: More about the training, for the card.
         figures: Measured quality, for the card.
+        decoder_likelihoods: As on the card; those of orders that it does not offer are left out.
 
     Raises:
         CheckpointError: If a checkpoint is missing, or the model was trained on the tokens of
@@ -190,6 +200,7 @@ def package(
         data={
             "frames": frames,
             "first_seeds": metadata.seeds,
+            **_length_unit(dataset),
         },
         training={
             "commands": [
@@ -206,12 +217,25 @@ def package(
         },
         figures=dict(figures or {}),
         limits=world.limits,
+        decoder_likelihoods={
+            name: value
+            for name, value in (decoder_likelihoods or {}).items()
+            if name in world.decoders
+        },
     )
     card.write(out)
     text = card_as_markdown(card)
     write_text(out / "card.md", text)
     print(f"world written; play it with: worldgen play --world {out}")
     return out
+
+
+def _length_unit(dataset: Dataset) -> dict[str, str]:
+    """Return what lengths of ego motion are in, where that is not metres."""
+    place = dataset.metadata.columns.get("x")
+    if not is_driving_schema(dataset.metadata.schema) or place is None:
+        return {}
+    return {} if place.unit in {"", "m", "metre"} else {"length_unit": f"{place.unit}s"}
 
 
 def _trained(summary: Mapping[str, Any]) -> dict[str, Any]:
