@@ -72,6 +72,15 @@ def test_seconds_hold_the_end_of_a_trajectory_and_repeat_a_list(world: str, tmp_
     assert len(RolloutLog.read(log).actions) == 8
 
 
+def test_a_list_of_actions_may_stand_in_a_file(world: str, tmp_path: Path) -> None:
+    path, log, same = (tmp_path / name for name in ("list.txt", "log.json", "same.json"))
+    path.write_text("forward*2, left\nforward+right*2\n")
+    assert rollout(world, "--actions", str(path), "--log", str(log)) == 0
+    words = ("--actions", "forward*2,left,forward+right*2", "--log", str(same))
+    assert rollout(world, *words) == 0
+    assert RolloutLog.read(log) == RolloutLog.read(same)
+
+
 def test_a_trajectory_may_be_repeated(world: str, tmp_path: Path) -> None:
     write_motion(tmp_path / "drive.csv", np.array([[4.0, 1.0, 0.0], [-4.0, 1.0, 0.0]]), RATE)
     log = tmp_path / "log.json"

@@ -103,7 +103,11 @@ def _add_rollout(commands: Any) -> None:
     )
     _add_world(rollout)
     what = rollout.add_mutually_exclusive_group(required=True)
-    what.add_argument("--actions", help='such as "left*20,left+gas*4,gas*40"')
+    what.add_argument(
+        "--actions",
+        metavar="ACTIONS|FILE.txt",
+        help='such as "left*20,left+gas*4,gas*40", or a file of such lines',
+    )
     what.add_argument(
         "--trajectory",
         type=Path,

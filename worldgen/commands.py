@@ -126,7 +126,11 @@ def _script(world: World, arguments: Namespace) -> Num[np.ndarray, "step group"]
         for change in changes:
             _note(change)
         return actions
-    return parse_actions(arguments.actions, schema)
+    text: str = arguments.actions
+    if text.endswith(".txt"):
+        lines = Path(text).read_text(encoding="utf-8").splitlines()
+        text = ",".join(line for line in lines if line.strip())
+    return parse_actions(text, schema)
 
 
 def _num_steps(

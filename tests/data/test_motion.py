@@ -1,6 +1,7 @@
 """Recordings whose actions become the motion between their poses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,27 @@ def test_headings_in_degrees(tmp_path: Path) -> None:
     for folder in (radians, degrees):
         convert_to_motion(folder, folder.with_name(folder.name + "_new"))
     one, other = (Dataset(tmp_path / f"{name}_new") for name in ("radians", "degrees"))
+    for info in one.episodes("train"):
+        np.testing.assert_allclose(one.load(info).actions, other.load(info).actions, atol=1e-9)
+
+
+def test_poses_in_space(tmp_path: Path) -> None:
+    poses = [drive(seed) for seed in range(3)]
+    planar = write_recording(tmp_path / "planar", poses)
+    # The same recording with quaternions, which say where x points and need no guess.
+    shutil.copytree(planar, tmp_path / "space")
+    described = json.loads((tmp_path / "space" / "dataset.json").read_text())
+    names = ("x", "y", "z", "qx", "qy", "qz", "qw")
+    described["columns"] |= {name: {"dtype": "float64"} for name in names}
+    (tmp_path / "space" / "dataset.json").write_text(json.dumps(described))
+    for path, rows in zip(sorted((tmp_path / "space").rglob("*.npz")), poses, strict=True):
+        columns = dict(np.load(path))
+        nothing, half = np.zeros(len(rows)), rows[:, 2] / 2
+        columns |= {"z": nothing, "qx": nothing, "qy": nothing}
+        np.savez(path, qz=np.sin(half), qw=np.cos(half), **columns)
+    convert_to_motion(planar, tmp_path / "one")
+    convert_to_motion(tmp_path / "space", tmp_path / "other", columns=names)
+    one, other = Dataset(tmp_path / "one"), Dataset(tmp_path / "other")
     for info in one.episodes("train"):
         np.testing.assert_allclose(one.load(info).actions, other.load(info).actions, atol=1e-9)
 
