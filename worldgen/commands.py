@@ -503,10 +503,11 @@ def _import_drivingworld(arguments: Namespace) -> int:
 
     check_new_folder(arguments.out)
     imported = import_drivingworld(arguments.tokenizer, arguments.model, settings=arguments.config)
-    if arguments.starts is None:
-        starts = (imported.plain_start(),)
-    else:
-        starts = imported.starts(arguments.starts)
+    starts = (
+        [imported.plain_start()]
+        if arguments.starts is None
+        else list(imported.starts(arguments.starts))
+    )
     for note in (note for start in starts for note in start.notes):
         _note(note)
     sizes = imported.transformer.config

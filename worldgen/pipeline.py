@@ -21,8 +21,7 @@ from worldgen.generation.log import RolloutLog
 from worldgen.generation.sampling import SamplingConfig
 from worldgen.generation.session import Session, SessionParts, Start
 from worldgen.models import (
-    NextFrameTransformer,
-    NextTokenTransformer,
+    Transformer,
     load_world_model,
     save_world_model,
 )
@@ -307,7 +306,7 @@ def save_world(
     *,
     card: WorldCard,
     tokenizer: VisualTokenizer,
-    model: NextFrameTransformer | NextTokenTransformer,
+    model: Transformer,
     starts: Sequence[Start],
     metadata: Mapping[str, Any],
 ) -> None:

@@ -138,7 +138,7 @@ SETTINGS: dict[str, Any] = {
 
 def upstream_state(tokenizer: TemporalTokenizer) -> dict[str, Tensor]:
     """Return a tokenizer's weights under upstream's names, and in its order of channels."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, value in tokenizer.state_dict().items():
         names = upstream_names(name)
         parts = [part.clone() for part in value.chunk(len(names))]

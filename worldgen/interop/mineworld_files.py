@@ -189,7 +189,7 @@ def import_mineworld(
         sizes = diffusers_config(settings, frame_height=height, frame_width=width)
     except (ConfigError, TypeError) as error:
         raise ConfigError(f"{settings_path}: {error}") from error
-    reduction = sizes.encoder.reduction
+    reduction = sizes.decoder.reduction
     try:
         model_config = mineworld_config(
             tree["model"],
