@@ -182,7 +182,31 @@ def _add_evaluate(commands: Any) -> None:
     )
     world.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
     world.add_argument("--html", type=Path, metavar="FILE", help="report with film strips")
+    _add_evaluate_long(parts)
     _add_evaluate_tokenizer(parts)
+
+
+def _add_evaluate_long(parts: Any) -> None:
+    long = _add_command(
+        parts, "long", "drift of long rollouts, in windows of five seconds", "evaluate long"
+    )
+    _add_world(long)
+    long.add_argument(
+        "--seconds", type=_whole_number(5), default=60, help="length of a rollout (default: 60)"
+    )
+    long.add_argument("--rollouts", type=_whole_number(1), default=8, help="rollouts (default: 8)")
+    long.add_argument(
+        "--actions",
+        choices=("recorded", "policy"),
+        default="recorded",
+        help="those of the test clips, or those that the model itself would take",
+    )
+    long.add_argument("--decoder", metavar="NAME", help="default: the first on the world's card")
+    long.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="recording to take clips from (test split)"
+    )
+    long.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
+    long.add_argument("--html", type=Path, metavar="FILE", help="page with curves and film strips")
 
 
 def _add_evaluate_tokenizer(parts: Any) -> None:

@@ -243,6 +243,31 @@ def _evaluate_world(arguments: Namespace) -> int:
     return 1 if misaligned else 0
 
 
+def _evaluate_long(arguments: Namespace) -> int:
+    from worldgen.evaluation.long import LongProtocol, evaluate_long
+    from worldgen.evaluation.long_page import format_windows, write_page
+    from worldgen.evaluation.report import without_pictures
+
+    world = load(arguments.world)
+    _check_output(_json_path(arguments))
+    _check_output(arguments.html)
+    protocol = LongProtocol(
+        seconds=arguments.seconds,
+        rollouts=arguments.rollouts,
+        actions=arguments.actions,
+        decoder=arguments.decoder,
+    )
+    result = evaluate_long(world, protocol, data=arguments.data)
+    if arguments.html is not None:
+        write_page(result, arguments.html)
+    if arguments.json is not None:
+        _write_json(without_pictures(result), arguments.json)
+    if arguments.json != "-":
+        for line in format_windows(result):
+            print(line)
+    return 0
+
+
 def _evaluate_tokenizer(arguments: Namespace) -> int:
     from worldgen.evaluation.report import without_pictures
     from worldgen.evaluation.tokenizer import TokenizerProtocol, evaluate_tokenizer
@@ -322,7 +347,9 @@ def _bench_decode(arguments: Namespace) -> int:
                 "its speed, or take --world"
             )
         if arguments.draft is not None:
-            raise ConfigError("--draft goes with --world: without weights there is nothing to guess")
+            raise ConfigError(
+                "--draft goes with --world: without weights there is nothing to guess"
+            )
         subject = preset_subject(arguments.model, bench, **options)
         result = bench_decoders(subject, bench, tell=_note)
     _write_json(result, arguments.json)
@@ -622,6 +649,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "info": _info,
     "list": _list,
     "evaluate world": _evaluate_world,
+    "evaluate long": _evaluate_long,
     "evaluate tokenizer": _evaluate_tokenizer,
     "bench play": _bench_play,
     "bench tokenizer": _bench_tokenizer,
