@@ -7,8 +7,9 @@ import torch
 from tests.factories import car_schema
 from worldgen.ego_motion import integrate, path_length
 from worldgen.errors import CheckpointError, DataError
-from worldgen.evaluation.ego_motion import compare_drives, read_motion
+from worldgen.evaluation.ego_motion import compare_drives, probe_motion, read_motion
 from worldgen.evaluation.inverse_dynamics import InverseDynamicsConfig, InverseDynamicsModel
+from worldgen.evaluation.probes import MotionProbe, MotionProbeConfig
 from worldgen.tokenizers.action import Axis, driving_schema
 
 
@@ -112,6 +113,24 @@ def test_a_sure_judge_reads_the_centre_of_its_bin() -> None:
     ]
     np.testing.assert_allclose(read_motion(reader, frames), np.tile(expected, (1, 3, 1)))
     assert (reader.label(frames) == wanted).all()
+
+
+def test_a_probe_of_turn_and_speed_reads_motion() -> None:
+    probe = MotionProbe(
+        MotionProbeConfig(
+            frame_height=16, frame_width=16, quantities=("speed", "yaw_change"), view="whole"
+        )
+    )
+    with torch.no_grad():
+        for parameter in probe.readout.parameters():
+            parameter.zero_()
+        probe.mean.copy_(torch.tensor([30.0, 0.1]))
+    frames = np.zeros((2, 9, 16, 16, 3), np.uint8)
+    motion = probe_motion(probe, frames, 20.0)
+    np.testing.assert_allclose(motion, np.tile([np.degrees(0.1), 1.5, 0.0], (2, 7, 1)), rtol=1e-6)
+    still = MotionProbe(MotionProbeConfig(frame_height=16, frame_width=16, quantities=("speed",)))
+    with pytest.raises(CheckpointError, match="this one reads speed"):
+        probe_motion(still, frames, 20.0)
 
 
 def test_what_is_refused() -> None:
