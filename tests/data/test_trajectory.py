@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from worldgen.data.trajectory import read_trajectory, write_motion
+from worldgen.data.trajectory import parse_trajectory, read_trajectory, write_motion
 from worldgen.ego_motion import integrate, relative_motion
 from worldgen.errors import ActionError, DataError
 from worldgen.tokenizers.action import (
@@ -219,3 +219,24 @@ def test_bad_arrays_missing_files_and_worlds_of_another_kind(tmp_path: Path) -> 
     schema = ActionSchema(groups=(Axis("yaw_rate", -1.0, 1.0, 3),))
     with pytest.raises(ActionError, match="this one has yaw_rate"):
         read_trajectory(tmp_path / "a.npy").actions(schema, 5.0)
+
+
+def test_the_text_of_a_file_is_read_as_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "yaw_deg,x_m,y_m", bend(4), "# steps_per_second: 10")
+    parsed = parse_trajectory(path.read_text(), "sent.csv")
+    assert parsed.source == "sent.csv"
+    np.testing.assert_array_equal(parsed.motion_at(10.0), read_trajectory(path).motion_at(10.0))
+    with pytest.raises(DataError, match=r"sent\.npy: a trajectory in text ends in"):
+        parse_trajectory("", "sent.npy")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# steps_per_second: 1e-9\nyaw_deg,x_m,y_m\n0,1,0\n0,1,0\n",
+        "time_s,x_m,y_m\n0,0,0\n1,1,0\n2,2,0\n1e9,3,0\n",
+    ],
+)
+def test_few_rows_that_last_for_ages_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match="more than 1,000,000 steps in all"):
+        parse_trajectory(text, "long.csv").motion_at(10.0)

@@ -35,7 +35,7 @@ class Client:
     ) -> None:
         self.socket.close()
 
-    def command(self, name: str, **fields: Any) -> None:
+    def command(self, name: str, /, **fields: Any) -> None:
         self.socket.send(json.dumps({"do": name, **fields}))
 
     def open(self, world: str = "tiny", **fields: Any) -> dict[str, Any]:

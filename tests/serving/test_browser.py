@@ -267,7 +267,9 @@ def test_a_server_that_chooses_says_what_it_chose(browser: Browser, world_folder
         begin(page)
         by_load = page.locator("#decoder option[value='']")
         expect(page.locator("#decoder")).to_have_value("")
-        expect(by_load).to_have_text(re.compile("^by load: (whole frame|strided:4|diagonal|raster)$"))
+        expect(by_load).to_have_text(
+            re.compile("^by load: (whole frame|strided:4|diagonal|raster)$")
+        )
         page.locator("#decoder").select_option("diagonal")
         page.get_by_role("button", name="Begin").click()
         expect(by_load).to_have_text("by load")

@@ -1,7 +1,6 @@
 """Files that say where a vehicle shall drive: poses with times, or motion step by step."""
 
 import csv
-import io
 import json
 import math
 import re
@@ -24,7 +23,7 @@ from worldgen.ego_motion import (
 from worldgen.errors import DataError
 from worldgen.tokenizers.action import MAX_STEPS, ActionSchema, clip_to_bins
 
-__all__ = ["Trajectory", "read_trajectory", "write_motion"]
+__all__ = ["Trajectory", "parse_trajectory", "read_trajectory", "write_motion"]
 
 _LENGTHS = {"m": 1.0, "cm": 0.01, "mm": 0.001, "km": 1000.0, "ft": 0.3048}
 _TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -76,15 +75,17 @@ class Trajectory:
         """Return the motion from frame to frame at a frame rate.
 
         Raises:
-            DataError: If the drive is shorter than one frame.
+            DataError: If the drive is shorter than one frame, or longer than `MAX_STEPS` of them.
         """
         if self.motion is not None:
             rate = self.steps_per_second or frames_per_second
+            self._check_length(len(self.motion) / rate * frames_per_second)
             motion = resample_motion(self.motion, rate, frames_per_second)
         else:
             assert self.times is not None
             assert self.poses is not None
             seconds = self.times[-1] - self.times[0]
+            self._check_length(seconds * frames_per_second)
             frames = math.floor(seconds * frames_per_second + 1e-6)
             at = self.times[0] + np.arange(frames + 1) / frames_per_second
             motion = relative_motion(interpolate_poses(self.times, self.poses, at))
@@ -111,6 +112,11 @@ class Trajectory:
         changed = tuple(f"{self.source}: {clipping}" for clipping in clippings)
         return actions, (*self.problems, *changed)
 
+    def _check_length(self, steps: float) -> None:
+        # Before anything is made for each of them: a file of two rows can last for ages.
+        if not steps <= MAX_STEPS:
+            raise DataError(f"{self.source}: more than {MAX_STEPS:,} steps in all; shorten it")
+
 
 def read_trajectory(path: Path) -> Trajectory:
     """Return the trajectory in a file.
@@ -131,7 +137,7 @@ def read_trajectory(path: Path) -> Trajectory:
     """
     if not path.is_file():
         raise DataError(f"no trajectory at {path}; give a csv, json or npy file")
-    readers = {".csv": _read_csv, ".json": _read_json, ".npy": _read_npy}
+    readers = {".csv": _read_text, ".json": _read_text, ".npy": _read_npy}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(
@@ -141,6 +147,26 @@ def read_trajectory(path: Path) -> Trajectory:
         return reader(path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error})") from error
+
+
+def parse_trajectory(text: str, source: str) -> Trajectory:
+    """Return the trajectory in the text of a file, see `read_trajectory`.
+
+    Args:
+        text: Of a `.csv` or `.json` file.
+        source: Its name; the ending tells which it is.
+
+    Raises:
+        DataError: As `read_trajectory`.
+    """
+    parsers = {".csv": _parse_csv, ".json": _parse_json}
+    parser = parsers.get(Path(source).suffix.lower())
+    if parser is None:
+        raise DataError(f"{source}: a trajectory in text ends in {', '.join(parsers)}")
+    try:
+        return parser(text, source)
+    except csv.Error as error:
+        raise DataError(f"{source} cannot be read ({error})") from error
 
 
 def write_motion(
@@ -172,51 +198,56 @@ class _Table:
     rate: float | None = None
 
 
-def _read_csv(path: Path) -> Trajectory:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+def _read_text(path: Path) -> Trajectory:
+    return parse_trajectory(path.read_text(encoding="utf-8-sig"), str(path))
+
+
+def _parse_csv(text: str, source: str) -> Trajectory:
+    lines = text.splitlines()
     rate, kept, numbers = None, [], []
     for number, line in enumerate(lines, start=1):
         if line.lstrip().startswith("#"):
             if match := _RATE_LINE.match(line.strip()):
-                rate = _rate(match[1], f"{path} line {number}")
+                rate = _rate(match[1], f"{source} line {number}")
         elif line.strip():
             kept.append(line)
             numbers.append(number)
-    table = list(csv.reader(io.StringIO("\n".join(kept)), skipinitialspace=True))
+    # Line by line: a quote that is not closed must not swallow the lines after it.
+    table = [next(csv.reader([line], skipinitialspace=True)) for line in kept]
     if not table:
-        raise DataError(f"{path} is empty; it needs a header with columns of {_KINDS}")
+        raise DataError(f"{source} is empty; it needs a header with columns of {_KINDS}")
     names = [name.strip() for name in table[0]]
     rows = [
-        [_number(cell, f"{path} row {number}") for cell in row]
+        [_number(cell, f"{source} row {number}") for cell in row]
         for row, number in zip(table[1:], numbers[1:], strict=True)
     ]
     return _trajectory(
-        _Table(source=str(path), names=names, rows=rows, numbers=numbers[1:], rate=rate)
+        _Table(source=source, names=names, rows=rows, numbers=numbers[1:], rate=rate)
     )
 
 
-def _read_json(path: Path) -> Trajectory:
+def _parse_json(text: str, source: str) -> Trajectory:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error})") from error
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source} is no JSON ({error})") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds no object with columns and rows")
+        raise DataError(f"{source} holds no object with columns and rows")
     names, rows = content.get("columns"), content.get("rows")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f'{path}: "columns" must list the names of {_KINDS}')
+        raise DataError(f'{source}: "columns" must list the names of {_KINDS}')
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-        raise DataError(f'{path}: "rows" must be a list of lists of numbers')
+        raise DataError(f'{source}: "rows" must be a list of lists of numbers')
     if unknown := content.keys() - {"columns", "rows", _RATE}:
-        raise DataError(f"{path}: unknown key {min(unknown)!r}; known are columns, rows, {_RATE}")
+        raise DataError(f"{source}: unknown key {min(unknown)!r}; known are columns, rows, {_RATE}")
     values = [
-        [_number(cell, f"{path} row {number}") for cell in row]
+        [_number(cell, f"{source} row {number}") for cell in row]
         for number, row in enumerate(rows, start=1)
     ]
-    rate = None if content.get(_RATE) is None else _rate(content[_RATE], str(path))
+    rate = None if content.get(_RATE) is None else _rate(content[_RATE], source)
     return _trajectory(
         _Table(
-            source=str(path),
+            source=source,
             names=names,
             rows=values,
             numbers=range(1, len(rows) + 1),

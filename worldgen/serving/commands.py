@@ -22,6 +22,8 @@ __all__ = [
     "Rewind",
     "Save",
     "Switch",
+    "Trace",
+    "Trajectory",
     "Video",
     "parse_command",
 ]
@@ -107,6 +109,25 @@ class Load:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Send the steps that follow a line drawn from where the vehicle is, in a world of ego motion.
+
+    `points` are places `[point][x, y]`; they are checked by who uses them.
+    """
+
+    points: Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """Send the steps of a trajectory file, from where the vehicle is, in a world of ego motion."""
+
+    name: str
+    """Of the file; its ending tells the format."""
+    content: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Video:
     """Send the last minute of this branch as mp4."""
 
@@ -133,6 +154,8 @@ Command = (
     | Close
     | Save
     | Load
+    | Trace
+    | Trajectory
     | Video
     | Reality
     | Cancel
@@ -141,7 +164,7 @@ _COMMANDS: Final[dict[str, type[Any]]] = {
     cls.__name__.lower(): cls
     for cls in (
         *(Open, Restore, Rewind, Preview, Fork, Switch),
-        *(Close, Save, Load, Video, Reality, Cancel),
+        *(Close, Save, Load, Trace, Trajectory, Video, Reality, Cancel),
     )
 }
 

@@ -162,6 +162,17 @@ class Player:
         """The action that does nothing, `[group]`."""
         return actions_from(self.world.action_tokenizer.schema.rest(), self.world)
 
+    def chosen_by_model(self) -> np.ndarray:
+        """Return the action that the model itself would take now, `[group]`.
+
+        It is the last one, as long as frames are left that were drawn under it.
+
+        Raises:
+            ActionError: If the model predicts no actions.
+        """
+        session = self.current.session
+        return self.last_action if session.frames_left else session.predict_action()
+
     def rewind(self, index: int) -> None:
         """Go back to frame `index` of the current branch and forget what came after it.
 

@@ -1,8 +1,11 @@
 """Binary messages of the socket: steps going up, pictures coming down.
 
-Numbers are little-endian. A step goes up as a header of 16 bytes and one float32 per action group:
+Numbers are little-endian. A step goes up as a header of 16 bytes and a float32 per action group:
 
-    kind uint8 = 0 | groups uint8 | 6 bytes of zero | stamp float64 | setting float32 per group
+    kind uint8 = 0 | settings uint8 | 6 bytes of zero | stamp float64 | setting float32 each
+
+Where the actions of the next steps are known, their settings may follow. Without any the model itself
+chooses the action, if it can.
 
 A picture comes down as a header of 32 bytes and its pixels:
 
@@ -42,7 +45,7 @@ __all__ = [
 ]
 
 MAX_STEP_BYTES: Final = 16 + 4 * 64
-"""A step has at most 64 action groups; a longer binary message is garbage."""
+"""A step has at most 64 settings; a longer binary message is garbage."""
 RAW_PIXELS: Final = 128 * 128
 """Up to this size raw pixels reach the canvas sooner than any encoding (see docs/serving.md)."""
 
@@ -75,10 +78,13 @@ class Encoding(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step: `stamp` of the page in milliseconds and the setting of every action group."""
+    """One step: `stamp` of the page in milliseconds and the setting of every action group.
+
+    More settings are those of the steps after it; none leave the action to the model.
+    """
 
     stamp: float
-    values: Float32[np.ndarray, " groups"]
+    values: Float32[np.ndarray, " settings"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

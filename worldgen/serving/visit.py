@@ -5,15 +5,18 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
+from jaxtyping import Float64
 from starlette.websockets import WebSocketDisconnect
 
 from worldgen.config import to_mapping
+from worldgen.ego_motion import integrate
 from worldgen.errors import ActionError, LogError, SessionLimitError, WorldgenError
 from worldgen.generation.log import RolloutLog, frame_digest
+from worldgen.models import Policy
 from worldgen.pipeline import World
 from worldgen.serving import commands, protocol
 from worldgen.serving.companion import Companion
@@ -22,12 +25,20 @@ from worldgen.serving.download import encode_video
 from worldgen.serving.engine import Engine
 from worldgen.serving.player import Player, actions_from
 from worldgen.serving.protocol import Kind, Picture
+from worldgen.serving.route import (
+    MAX_TRAJECTORY_BYTES,
+    Route,
+    drawn_route,
+    ego_motion_facts,
+    recorded_route,
+)
 
 __all__ = ["Visit"]
 
 _logger = logging.getLogger("worldgen.serving")
 
 _PROGRESS_SECONDS: Final = 0.05
+_POSE_DIGITS: Final = 4
 
 
 class Visit:
@@ -49,6 +60,8 @@ class Visit:
         self._player: Player | None = None
         self._companion = Companion(connection)
         self._num_frames = 0
+        self._pose: Float64[np.ndarray, " 3"] | None = None
+        """Where the vehicle is, in worlds of ego motion."""
 
     async def run(self) -> None:
         """Serve until the visitor leaves, breaks a rule, or the server stops."""
@@ -113,12 +126,19 @@ class Visit:
 
     def _hello(self) -> dict[str, Any]:
         worlds = [
-            {"key": key, "num_starts": len(world.starts), "card": to_mapping(world.card)}
+            {
+                "key": key,
+                "num_starts": len(world.starts),
+                "card": to_mapping(world.card),
+                "policy": isinstance(world.model, Policy),
+                "ego_motion": ego_motion_facts(world),
+            }
             for key, world in self._engine.worlds.items()
         ]
         return {
             "worlds": worlds,
             "max_command_bytes": commands.MAX_COMMAND_BYTES,
+            "max_trajectory_bytes": MAX_TRAJECTORY_BYTES,
             "adaptive": self._engine.adaptive,
         }
 
@@ -146,6 +166,10 @@ class Visit:
             case commands.Save():
                 log = await self._engine.run(self._current().log)
                 await self._connection.say("log", log=log.to_json())
+            case commands.Trace(points=points):
+                await self._say_route(functools.partial(drawn_route, points))
+            case commands.Trajectory(name=name, content=content):
+                await self._say_route(functools.partial(recorded_route, name, content))
             case commands.Video():
                 await self._video()
             case commands.Reality(on=on):
@@ -170,17 +194,39 @@ class Visit:
 
     async def _step(self, step: protocol.Step) -> None:
         player = self._current()
+        following: Sequence[np.ndarray] = ()
         try:
-            action = actions_from(step.values, player.world)
+            if len(step.values):
+                action, *following = self._actions_of(step, player)
+            else:
+                action = await self._engine.run(player.chosen_by_model)
         except ActionError as error:
             raise ConnectionEndedError(CloseCode.GARBAGE, f"garbage: {error}") from error
-        taken = await self._engine.step(player, action)
+        taken = await self._engine.step(player, action, following)
+        heeded = player.last_action
+        if self._pose is not None:
+            self._pose = integrate(heeded[None], self._pose)[-1]
+        if self._pose is not None or not len(step.values):
+            # Before the picture: with that the page goes on.
+            await self._connection.say(
+                "taken",
+                frame=player.frame_index,
+                action=heeded.tolist(),
+                pose=None if self._pose is None else self._pose.round(_POSE_DIGITS).tolist(),
+            )
         picture = _picture_of(player, step.stamp, 1000 * taken.seconds)
         await self._connection.send(protocol.pack_picture(picture))
         self._num_frames += 1
         # After the picture is on its way: the real environment must not delay the dream. It gets
         # the action that the dream has heeded, which may have been held since the frames before.
-        self._companion.step(player.last_action, picture.frame_index, picture.frame)
+        self._companion.step(heeded, picture.frame_index, picture.frame)
+
+    def _actions_of(self, step: protocol.Step, player: Player) -> Sequence[np.ndarray]:
+        """Return the action of a step, and those after it that the page knows already."""
+        num_groups = player.world.action_tokenizer.schema.num_groups
+        if len(step.values) % num_groups:
+            raise ActionError(f"{len(step.values)} settings for {num_groups} action groups")
+        return list(actions_from(step.values.reshape(-1, num_groups), player.world))
 
     async def _open(self, command: commands.Open) -> None:
         player = await self._engine.open(
@@ -274,6 +320,11 @@ class Visit:
     async def _say_drive(self) -> None:
         """Tell the page where it is: world, branches, actions so far, and the current picture."""
         player = self._current()
+        actions, path = player.actions, None
+        self._pose = None
+        if ego_motion_facts(player.world) is not None:
+            poses = integrate(actions)
+            self._pose, path = poses[-1], poses.round(_POSE_DIGITS).tolist()
         names = {id(world): key for key, world in self._engine.worlds.items()}
         branches = [
             {
@@ -295,9 +346,25 @@ class Visit:
             first=player.current.window.first,
             capacity=player.current.window.capacity,
             together=player.current.session.frames_per_step,
-            actions=player.actions.tolist(),
+            actions=actions.tolist(),
+            path=path,
         )
         await self._connection.send(protocol.pack_picture(_picture_of(player)))
+
+    async def _say_route(self, plan: Callable[[Float64[np.ndarray, " 3"], Player], Route]) -> None:
+        """Tell the page the steps that lead along a route from where the vehicle is."""
+        player = self._current()
+        if self._pose is None:
+            raise SessionLimitError(f"nothing drives in {player.world.name}; choose another world")
+        # Another visitor's frame must not wait for a long file.
+        route = await asyncio.to_thread(plan, self._pose, player)
+        await self._connection.say(
+            "route",
+            frame=player.frame_index,
+            actions=route.actions.tolist(),
+            path=route.poses.round(_POSE_DIGITS).tolist(),
+            problems=route.problems,
+        )
 
     async def _preview(self, index: int) -> None:
         player = self._current()

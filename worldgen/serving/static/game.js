@@ -33,6 +33,10 @@ export class Game {
     this.timer = 0;
     this.due = 0;
     this.previewing = false;
+    /** Who acts while no key does: null, "model", or a route with its `first` frame, `actions` and `path`. */
+    this.driver = null;
+    /** The action that the server has taken for the step under way, where it says so. */
+    this.taken = null;
   }
 
   get period() {
@@ -58,6 +62,7 @@ export class Game {
   open(world, { seed = 0, start = 0, decoder = null } = {}) {
     this.pause();
     this.begun = false;
+    this.driver = null;
     this.command("open", { world, seed, start, decoder });
   }
 
@@ -72,9 +77,32 @@ export class Game {
     this.command("fork", { frame });
   }
 
+  /** Let the model act by itself, or nobody; world's keys take over at any time. */
+  letModelDrive(on) {
+    this.driver = on ? "model" : null;
+    if (on) this.play();
+    else this.changed();
+  }
+
+  /** Take the steps of a route, which begins at the present frame. */
+  follow({ frame, actions, path }) {
+    this.busy = false;
+    this.driver = { first: frame, actions, path };
+    this.play();
+  }
+
+  get route() {
+    return this.driver === "model" ? null : this.driver;
+  }
+
   /** Take over what the server says about the drive. */
   arrived(drive, card) {
-    const other = !this.drive || this.drive.world !== drive.world;
+    const previous = this.drive;
+    const other = previous?.world !== drive.world;
+    const same = !other && previous.branch === drive.branch && previous.seed === drive.seed
+      && previous.start === drive.start;
+    // Up to where it began a route is as it was; on another way it leads somewhere else.
+    if (other || (this.route && !(same && drive.actions.length >= this.route.first))) this.driver = null;
     this.drive = drive;
     this.card = card;
     this.frame = drive.actions.length;
@@ -88,6 +116,7 @@ export class Game {
 
   lost() {
     this.asked = null;
+    this.taken = null;
     this.busy = true;
     this.previewing = false;
     clearTimeout(this.timer);
@@ -160,6 +189,10 @@ export class Game {
   pressed(time) {
     this.attended = performance.now();
     this.inputTime ??= time;
+    if (this.driver) {
+      this.driver = null;
+      this.changed();
+    }
     if (!this.ready) return;
     if (!this.running) this.play();
     else if (this.pace === "keys") this.schedule();
@@ -181,7 +214,7 @@ export class Game {
       return;
     }
     if (!this.running || !this.ready || this.asked) return;
-    if (this.pace === "keys" && !this.controls.anyHeld) return;
+    if (this.pace === "keys" && !this.controls.anyHeld && !this.driver) return;
     const now = performance.now();
     if (this.pace === "fast" || now >= this.due) this.ask();
     else this.timer = setTimeout(() => this.schedule(), this.due - now);
@@ -197,12 +230,22 @@ export class Game {
     }
     // Keeps the beat, unless the world is slower than it: then the beat starts again here.
     this.due = now - this.due > this.period ? now + this.period : this.due + this.period;
-    // Frames that are drawn with the one before heed the action held then: what is new waits.
-    const { actions, together } = this.drive;
-    const values = actions.length % together ? actions.at(-1) : this.controls.values();
+    const values = this.settings();
     this.asked = { stamp: now, input: this.inputTime ?? now, values };
     this.inputTime = null;
     this.link.send(packStep(now, values));
+  }
+
+  /** Return the settings of the next step: none leave it to the model, more are of the steps after it. */
+  settings() {
+    const { actions, together } = this.drive;
+    const frame = actions.length;
+    // Frames that are drawn with the one before heed the action held then: what is new waits.
+    if (frame % together) return actions.at(-1);
+    if (this.driver === "model") return [];
+    if (!this.route) return this.controls.values();
+    const begin = frame - this.route.first;
+    return this.route.actions.slice(begin, begin + together).flat();
   }
 
   // Pictures.
@@ -225,7 +268,13 @@ export class Game {
         modelMilliseconds: picture.modelMilliseconds,
       });
       this.asked = null;
-      this.drive.actions.push(step.values);
+      this.drive.actions.push(this.taken?.frame === picture.frame ? this.taken.action : step.values);
+      this.taken = null;
+      if (this.route && this.drive.actions.length >= this.route.first + this.route.actions.length) {
+        this.driver = null;
+        this.pause();
+        this.changed("arrived");
+      }
     }
     this.digest = picture.digest;
     if (this.drive) this.frame = step ? picture.frame : this.drive.actions.length;

@@ -7,6 +7,7 @@ import { Game } from "./game.js";
 import { Link } from "./link.js";
 import { Mouse } from "./mouse.js";
 import { keyLabel } from "./legend.js";
+import { RouteMap } from "./map.js";
 import { Kind, unpack } from "./protocol.js";
 import { Screen } from "./screen.js";
 import { Timeline } from "./timeline.js";
@@ -21,6 +22,7 @@ let reality = { state: "waiting" };
 let realityFrame = 0;
 let replaying = null;
 let maxCommandBytes = 0;
+let maxTrajectoryBytes = 0;
 let adaptive = false;
 let linkTrouble = { name: "connecting" };
 
@@ -33,13 +35,14 @@ const controls = new Controls($("keys"), {
 const mouse = new Mouse($("dream").parentElement, $("dream"), controls, { changed, begin });
 const link = new Link({ notice, binary, state: linkState });
 const game = new Game(link, controls, dreamScreen, changed);
+const map = new RouteMap($("map"), { begin: mayDraw, drawn });
 const timeline = new Timeline($("graph"), $("slider"), (frame) => game.look(frame));
 
 // What the server says.
 
 function notice(message) {
   const handler = {
-    hello, drive, progress, restored, verified, cancelled,
+    hello, drive, progress, restored, verified, cancelled, taken, route,
     error: ({ message: text }) => {
       game.busy = false;
       replaying = null;
@@ -54,8 +57,9 @@ function notice(message) {
   handler?.(message);
 }
 
-function hello({ worlds: offered, max_command_bytes: most, adaptive: chooses }) {
+function hello({ worlds: offered, max_command_bytes: most, max_trajectory_bytes: longest, adaptive: chooses }) {
   maxCommandBytes = most;
+  maxTrajectoryBytes = longest;
   adaptive = chooses;
   worlds.clear();
   for (const world of offered) worlds.set(world.key, world);
@@ -89,7 +93,7 @@ function worldTab({ key, card }) {
 
 function drive(message) {
   const previous = game.drive;
-  const { card, num_starts: starts } = worlds.get(message.world);
+  const { card, num_starts: starts, policy, ego_motion: egoMotion } = worlds.get(message.world);
   if (previous?.world !== message.world || !controls.legend.caps.size) {
     controls.use(card.action_schema);
     mouse.unlock();
@@ -103,6 +107,11 @@ function drive(message) {
     const orders = card.decoders.map((name) => new Option(words(name), name));
     $("decoder").replaceChildren(...(adaptive ? [new Option("by load", "")] : []), ...orders);
     $("decoder-label").hidden = card.decoders.length < 2;
+    $("autopilot").hidden = !policy;
+    $("autopilot").textContent = egoMotion ? "Drives itself" : "Plays itself";
+    $("map-figure").hidden = !egoMotion;
+    document.body.classList.toggle("mapped", Boolean(egoMotion));
+    if (egoMotion) map.use(egoMotion);
   }
   if (previous?.world !== message.world || previous.branch !== message.branch
       || previous.seed !== message.seed || previous.start !== message.start) {
@@ -126,6 +135,17 @@ function drive(message) {
   message.settled = true;
   game.arrived(message, card);
   showBranches($("branches"), game);
+}
+
+/** What the server did in the step whose picture comes next. */
+function taken(message) {
+  game.taken = message;
+  if (message.pose) game.drive.path[message.frame] = message.pose;
+}
+
+function route(message) {
+  if (message.problems.length) say(message.problems.join(". "));
+  game.follow(message);
 }
 
 function progress({ done, total }) {
@@ -238,6 +258,12 @@ function showTime() {
   $("dream-frame").textContent = `frame ${shown}`;
   $("position").textContent = game.looking === null ? `${(game.frame / rate).toFixed(1)} s`
     : `${((game.frame - shown) / rate).toFixed(1)} s back · a key or Play goes on from here`;
+  if (game.drive.path) showMap(shown);
+}
+
+function showMap(shown) {
+  map.show(game.drive.path, shown, game.route?.path ?? null);
+  $("driven").textContent = `${map.driven.toFixed(0)} ${map.unit} driven`;
 }
 
 function changed(reason) {
@@ -246,14 +272,17 @@ function changed(reason) {
     return;
   }
   if (reason === "unattended") say("Paused: no key for three minutes.");
+  if (reason === "arrived") say("The car is at the end of its route.");
   showTime();
   showVeil({ linkTrouble, replaying, game });
   $("play").textContent = game.running ? "Pause" : "Play";
   $("newest").hidden = game.looking === null;
   $("fork").textContent = game.looking === null ? "Fork" : "Fork here";
-  for (const id of ["play", "step", "fork", "video", "save", "load"]) {
+  for (const id of ["play", "step", "fork", "video", "save", "load", "autopilot", "trajectory"]) {
     $(id).disabled = !game.ready && !(id === "play" && game.running);
   }
+  $("autopilot").setAttribute("aria-pressed", String(game.driver === "model"));
+  $("route-end").hidden = !game.route;
   showMouse();
   $("paused").hidden = game.running || !game.begun || !$("veil").hidden;
   if (reason === "drive") showBranches($("branches"), game);
@@ -397,12 +426,48 @@ $("file").addEventListener("change", async () => {
   try {
     const log = JSON.parse(await file.text());
     game.pause();
+    game.driver = null;
     replaying = { what: "Replaying the log", done: 0, total: log.digests?.length ?? 0 };
     game.command("load", { log });
   } catch {
     say(`${file.name} is not a log: it is not JSON.`);
   }
 });
+$("autopilot").addEventListener("click", () => game.letModelDrive(game.driver !== "model"));
+
+/** A way to drive is about to be drawn: the world waits; return whether it may be. */
+function mayDraw() {
+  if (linkTrouble || replaying || !game.drive) return false;
+  game.pause();
+  return true;
+}
+
+function drawn(points) {
+  game.goOnFromHere();
+  game.command("trace", { points });
+}
+
+$("zoom-in").addEventListener("click", () => map.zoom(true));
+$("zoom-out").addEventListener("click", () => map.zoom(false));
+$("route-end").addEventListener("click", () => {
+  game.driver = null;
+  game.pause();
+});
+$("trajectory").addEventListener("click", () => $("trajectory-file").click());
+$("trajectory-file").addEventListener("change", async () => {
+  const [file] = $("trajectory-file").files;
+  $("trajectory-file").value = "";
+  if (!file) return;
+  if (file.size > maxTrajectoryBytes) {
+    say(`${file.name} is longer than this server drives; use worldgen rollout --trajectory.`);
+    return;
+  }
+  const content = await file.text();
+  game.pause();
+  game.goOnFromHere();
+  game.command("trajectory", { name: file.name, content });
+});
+
 $("new-form").addEventListener("submit", (event) => {
   event.preventDefault();
   document.activeElement?.blur();
@@ -425,13 +490,14 @@ $("veil-button").addEventListener("click", () => {
 $("about-open").addEventListener("click", () => $("about").showModal());
 $("about").addEventListener("click", (event) => event.target === $("about") && $("about").close());
 
-/** For measurements: figures of the page, and the switches that they need. */
+/** For measurements: figures of the page, the poses by frame, and the switches that they need. */
 window.worldgen = {
   statistics: () => ({
     ...game.statistics.summary(),
     world: game.drive?.world, pace: game.pace, running: game.running, frame: game.frame,
     waiting: game.busy || game.asked !== null,
   }),
+  path: () => game.drive?.path,
   resetStatistics: () => game.statistics.reset(),
   setPace: (pace) => game.setPace(pace),
   play: () => game.play(),
