@@ -183,6 +183,7 @@ def _add_evaluate(commands: Any) -> None:
     world.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
     world.add_argument("--html", type=Path, metavar="FILE", help="report with film strips")
     _add_evaluate_long(parts)
+    _add_evaluate_drive(parts)
     _add_evaluate_tokenizer(parts)
 
 
@@ -207,6 +208,33 @@ def _add_evaluate_long(parts: Any) -> None:
     )
     long.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
     long.add_argument("--html", type=Path, metavar="FILE", help="page with curves and film strips")
+
+
+def _add_evaluate_drive(parts: Any) -> None:
+    drive = _add_command(
+        parts, "drive", "does a world of ego motion go where it is told", "evaluate drive"
+    )
+    _add_world(drive)
+    drive.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="recording of ego motion to take clips from (test split)",
+    )
+    drive.add_argument(
+        "--judge",
+        type=Path,
+        metavar="FILE",
+        help="reads motion from frames (default: inverse_dynamics.safetensors of the world)",
+    )
+    drive.add_argument(
+        "--seconds", type=_whole_number(1), default=10, help="length of a drive (default: 10)"
+    )
+    drive.add_argument(
+        "--clips", type=_whole_number(1), default=32, help="test clips (default: 32)"
+    )
+    drive.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
 
 
 def _add_evaluate_tokenizer(parts: Any) -> None:

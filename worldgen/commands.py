@@ -268,6 +268,26 @@ def _evaluate_long(arguments: Namespace) -> int:
     return 0
 
 
+def _evaluate_drive(arguments: Namespace) -> int:
+    from worldgen.evaluation.drive import evaluate_drive, format_drive
+
+    world = load(arguments.world)
+    _check_output(_json_path(arguments))
+    result = evaluate_drive(
+        world,
+        data=arguments.data,
+        seconds=arguments.seconds,
+        clips=arguments.clips,
+        judge=arguments.judge,
+    )
+    if arguments.json is not None:
+        _write_json(result, arguments.json)
+    if arguments.json != "-":
+        for line in format_drive(result):
+            print(line)
+    return 0
+
+
 def _evaluate_tokenizer(arguments: Namespace) -> int:
     from worldgen.evaluation.report import without_pictures
     from worldgen.evaluation.tokenizer import TokenizerProtocol, evaluate_tokenizer
@@ -650,6 +670,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "list": _list,
     "evaluate world": _evaluate_world,
     "evaluate long": _evaluate_long,
+    "evaluate drive": _evaluate_drive,
     "evaluate tokenizer": _evaluate_tokenizer,
     "bench play": _bench_play,
     "bench tokenizer": _bench_tokenizer,
