@@ -19,7 +19,7 @@ from jaxtyping import Num, UInt8
 
 import worldgen
 from worldgen.errors import WorldgenError
-from worldgen.evaluation.film_strip import film_strip
+from worldgen.evaluation.pages.film_strip import film_strip
 from worldgen.tokenizers.action import parse_actions
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Num, UInt8
 import worldgen
 from worldgen.data.video import write_video
 from worldgen.errors import EnvironmentMissingError, WorldgenError
-from worldgen.evaluation.film_strip import film_strip
+from worldgen.evaluation.pages.film_strip import film_strip
 from worldgen.generation import Start
 from worldgen.real_environment import RealEnvironment
 from worldgen.tokenizers.action import parse_actions

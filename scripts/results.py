@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from worldgen.checkpoint import write_text
-from worldgen.evaluation.page import format_figure
-from worldgen.evaluation.report import format_references, format_target
+from worldgen.evaluation.pages.page import format_figure
+from worldgen.evaluation.pages.report import format_references, format_target
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results.md"
 _BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"

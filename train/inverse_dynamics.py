@@ -16,20 +16,20 @@ from torch.nn import functional as F
 from worldgen.config import build, to_mapping
 from worldgen.data.episodes import Dataset
 from worldgen.errors import ConfigError, WorldgenError
-from worldgen.evaluation.inverse_dynamics import (
+from worldgen.evaluation.judges.inverse_dynamics import (
     INVERSE_DYNAMICS_FILE,
     InverseDynamicsConfig,
     InverseDynamicsModel,
     group_ids,
     save_inverse_dynamics,
 )
-from worldgen.evaluation.inverse_dynamics_alignment import describe_misalignment
-from worldgen.evaluation.inverse_dynamics_data import (
+from worldgen.evaluation.judges.inverse_dynamics_alignment import describe_misalignment
+from worldgen.evaluation.judges.inverse_dynamics_data import (
     label_weights,
     load_labelled_clips,
     load_labelled_frames,
 )
-from worldgen.evaluation.inverse_dynamics_following import judge_actions
+from worldgen.evaluation.judges.inverse_dynamics_following import judge_actions
 from worldgen.records import to_float
 from worldgen.training import (
     Clock,

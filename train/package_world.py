@@ -21,10 +21,10 @@ from worldgen.data.episodes import SPLITS, Dataset
 from worldgen.data.token_cache import recorded_ids
 from worldgen.errors import CheckpointError, DataError, WorldgenError
 from worldgen.evaluation.clips import load_clips, write_clip_specs
-from worldgen.evaluation.inverse_dynamics import INVERSE_DYNAMICS_FILE
+from worldgen.evaluation.judges.inverse_dynamics import INVERSE_DYNAMICS_FILE
 from worldgen.evaluation.machine import hardware
 from worldgen.evaluation.material import PROBES_FILE
-from worldgen.evaluation.page import format_figure
+from worldgen.evaluation.pages.page import format_figure
 from worldgen.generation import SamplingConfig, Start
 from worldgen.layout import SequenceLayout
 from worldgen.models import load_world_model

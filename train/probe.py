@@ -18,14 +18,13 @@ from torch.nn import functional as F
 from worldgen.config import build, to_mapping
 from worldgen.data.episodes import Dataset
 from worldgen.errors import WorldgenError
-from worldgen.evaluation.measures import correlation
-from worldgen.evaluation.probe_data import (
+from worldgen.evaluation.judges.probe_data import (
     MotionData,
     TileData,
     load_motion_data,
     load_tile_data,
 )
-from worldgen.evaluation.probes import (
+from worldgen.evaluation.judges.probes import (
     MotionProbe,
     MotionProbeConfig,
     Probe,
@@ -33,6 +32,7 @@ from worldgen.evaluation.probes import (
     TileProbeConfig,
     save_probes,
 )
+from worldgen.evaluation.measures import correlation
 from worldgen.records import to_float
 from worldgen.training import (
     Clock,

@@ -20,7 +20,7 @@ from torch import Tensor
 from worldgen.checkpoint import load_state, write_text
 from worldgen.config import build, to_mapping
 from worldgen.errors import ConfigError, WorldgenError
-from worldgen.evaluation.film_strip import film_strip
+from worldgen.evaluation.pages.film_strip import film_strip
 from worldgen.nn.image_quality import psnr, ssim
 from worldgen.records import to_float, to_uint8
 from worldgen.tokenizers.losses import ReconstructionLossConfig, reconstruction_losses
@@ -28,9 +28,11 @@ from worldgen.tokenizers.perceptual import PerceptualLoss, PerceptualLossConfig
 from worldgen.tokenizers.quantizers import Quantizer, code_usage
 from worldgen.tokenizers.quantizers.perturbation import perturb
 from worldgen.tokenizers.visual import (
+    ConvolutionalTokenizerConfig,
+    OmniTokenizerConfig,
     Perturbation,
+    TemporalTokenizerConfig,
     VisualTokenizer,
-    VisualTokenizerConfig,
     build_visual_tokenizer,
     load_visual_tokenizer,
     save_visual_tokenizer,
@@ -70,7 +72,7 @@ class RunConfig:
     """File of a tokenizer of the same shape to start from."""
     seed: int
     data: ClipPoolConfig
-    tokenizer: VisualTokenizerConfig
+    tokenizer: ConvolutionalTokenizerConfig | OmniTokenizerConfig | TemporalTokenizerConfig
     losses: ReconstructionLossConfig
     perceptual: PerceptualLossConfig
     adversaries: tuple[AdversaryConfig, ...]

@@ -18,7 +18,7 @@ from worldgen.config import build, to_mapping
 from worldgen.data.episodes import Dataset
 from worldgen.data.token_cache import TokenCache, open_or_build_token_cache
 from worldgen.errors import CheckpointError, DataError, WorldgenError
-from worldgen.evaluation.film_strip import film_strip
+from worldgen.evaluation.pages.film_strip import film_strip
 from worldgen.evaluation.rollout import Roller
 from worldgen.generation import SamplingConfig, make_decoder
 from worldgen.models import (

@@ -34,7 +34,7 @@ from worldgen.pipeline import (
 from worldgen.tokenizers.action import MAX_STEPS, is_driving_schema, parse_actions
 
 if TYPE_CHECKING:
-    from worldgen.evaluation.decode_bench import DecodeBench
+    from worldgen.evaluation.speed.decode_bench import DecodeBench
 
 __all__ = ["COMMANDS"]
 
@@ -214,7 +214,7 @@ def _list(arguments: Namespace) -> int:
 
 
 def _evaluate_world(arguments: Namespace) -> int:
-    from worldgen.evaluation.report import write_report
+    from worldgen.evaluation.pages.report import write_report
     from worldgen.evaluation.world import evaluate_world
 
     world = load(arguments.world)
@@ -245,8 +245,8 @@ def _evaluate_world(arguments: Namespace) -> int:
 
 def _evaluate_long(arguments: Namespace) -> int:
     from worldgen.evaluation.long import LongProtocol, evaluate_long
-    from worldgen.evaluation.long_page import format_windows, write_page
-    from worldgen.evaluation.report import without_pictures
+    from worldgen.evaluation.pages.long_page import format_windows, write_page
+    from worldgen.evaluation.pages.report import without_pictures
 
     world = load(arguments.world)
     _check_output(_json_path(arguments))
@@ -289,9 +289,9 @@ def _evaluate_drive(arguments: Namespace) -> int:
 
 
 def _evaluate_tokenizer(arguments: Namespace) -> int:
-    from worldgen.evaluation.report import without_pictures
-    from worldgen.evaluation.tokenizer import TokenizerProtocol, evaluate_tokenizer
-    from worldgen.evaluation.tokenizer_report import format_lines, write_tokenizer_report
+    from worldgen.evaluation.pages.report import without_pictures
+    from worldgen.evaluation.tokenizers.tokenizer import TokenizerProtocol, evaluate_tokenizer
+    from worldgen.evaluation.tokenizers.tokenizer_report import format_lines, write_tokenizer_report
 
     _check_output(_json_path(arguments))
     _check_output(arguments.html)
@@ -318,7 +318,7 @@ def _evaluate_tokenizer(arguments: Namespace) -> int:
 
 
 def _bench_play(arguments: Namespace) -> int:
-    from worldgen.evaluation.bench import bench_play
+    from worldgen.evaluation.speed.play_bench import bench_play
 
     _check_output(_json_path(arguments))
     _write_json(bench_play(load(arguments.world), arguments.frames), arguments.json)
@@ -326,7 +326,7 @@ def _bench_play(arguments: Namespace) -> int:
 
 
 def _bench_tokenizer(arguments: Namespace) -> int:
-    from worldgen.evaluation.tokenizer_bench import TokenizerBench, bench_tokenizer
+    from worldgen.evaluation.speed.tokenizer_bench import TokenizerBench, bench_tokenizer
 
     _check_output(_json_path(arguments))
     bench = TokenizerBench(
@@ -342,8 +342,8 @@ def _bench_tokenizer(arguments: Namespace) -> int:
 
 
 def _bench_decode(arguments: Namespace) -> int:
-    from worldgen.evaluation.decode_bench import bench_decoders, preset_subject
     from worldgen.evaluation.pareto import compare_decoders, format_lines
+    from worldgen.evaluation.speed.decode_bench import bench_decoders, preset_subject
 
     _check_output(_json_path(arguments))
     bench = _decode_bench(arguments, with_upstream=arguments.with_upstream)
@@ -380,8 +380,8 @@ def _bench_decode(arguments: Namespace) -> int:
 
 
 def _pareto(arguments: Namespace) -> int:
+    from worldgen.evaluation.pages.pareto_page import write_page
     from worldgen.evaluation.pareto import compare_decoders, format_lines
-    from worldgen.evaluation.pareto_page import write_page
 
     _check_output(_json_path(arguments))
     _check_output(arguments.html)
@@ -401,7 +401,7 @@ def _pareto(arguments: Namespace) -> int:
 
 
 def _decode_bench(arguments: Namespace, **options: Any) -> "DecodeBench":
-    from worldgen.evaluation.decode_bench import DecodeBench
+    from worldgen.evaluation.speed.decode_bench import DecodeBench
 
     return DecodeBench(
         decoders=tuple(arguments.decoder or ()),

@@ -12,7 +12,7 @@ from tests.factories import tiny_driven_world, tiny_world
 from worldgen.cli import main
 from worldgen.data.episodes import Dataset, DatasetMetadata, Episode, EpisodeWriter
 from worldgen.evaluation.drive import evaluate_drive
-from worldgen.evaluation.inverse_dynamics import (
+from worldgen.evaluation.judges.inverse_dynamics import (
     InverseDynamicsConfig,
     InverseDynamicsModel,
     save_inverse_dynamics,

@@ -11,7 +11,7 @@ from tests.evaluation import toy_car
 from tests.factories import car_schema, tiny_world
 from worldgen.cli import main
 from worldgen.evaluation.frechet import RandomFeatures
-from worldgen.evaluation.inverse_dynamics import (
+from worldgen.evaluation.judges.inverse_dynamics import (
     INVERSE_DYNAMICS_FILE,
     InverseDynamicsConfig,
     InverseDynamicsModel,

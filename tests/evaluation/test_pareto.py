@@ -13,12 +13,12 @@ from tests.factories import tiny_world
 from worldgen.cli import main
 from worldgen.data.episodes import Dataset
 from worldgen.evaluation.clips import load_clips, write_clip_specs
-from worldgen.evaluation.curves import scatter_chart
-from worldgen.evaluation.decode_bench import DecodeBench
+from worldgen.evaluation.judges.probes import MotionProbe, MotionProbeConfig, save_probes
+from worldgen.evaluation.pages.curves import scatter_chart
+from worldgen.evaluation.pages.pareto_page import render_page
 from worldgen.evaluation.pareto import compare_decoders, format_lines, on_the_front
-from worldgen.evaluation.pareto_page import render_page
 from worldgen.evaluation.pareto_quality import QUALITIES, ScoredDecoder
-from worldgen.evaluation.probes import MotionProbe, MotionProbeConfig, save_probes
+from worldgen.evaluation.speed.decode_bench import DecodeBench
 from worldgen.generation.decoding import make_decoder
 from worldgen.generation.random import frame_uniforms
 from worldgen.pipeline import EnvironmentCard, World, load
@@ -29,7 +29,7 @@ DECODERS = ("raster", "jacobi", "rows")
 @pytest.fixture(autouse=True, scope="module")
 def _short_probe() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worldgen.evaluation.decode_bench_floor._PROBE_SECONDS", 0.0)
+        patch.setattr("worldgen.evaluation.speed.decode_bench_floor._PROBE_SECONDS", 0.0)
         patch.setattr("worldgen.evaluation.pareto_quality.HELD_STEPS", 1)
         yield
 

@@ -14,12 +14,12 @@ from worldgen.cli import main
 from worldgen.data.episodes import Dataset
 from worldgen.data.video import read_video
 from worldgen.errors import DataError
-from worldgen.evaluation.bench import bench_play
 from worldgen.evaluation.clips import load_clips, write_clip_specs
-from worldgen.evaluation.probes import MotionProbe, MotionProbeConfig, save_probes
+from worldgen.evaluation.judges.probes import MotionProbe, MotionProbeConfig, save_probes
+from worldgen.evaluation.pages.report import render_report
 from worldgen.evaluation.replay import check_replay, measure_cost
-from worldgen.evaluation.report import render_report
 from worldgen.evaluation.rollout import Roller
+from worldgen.evaluation.speed.play_bench import bench_play
 from worldgen.evaluation.world import evaluate_world
 from worldgen.generation import RolloutLog, Start
 from worldgen.generation.decoding import make_decoder

@@ -14,16 +14,15 @@ from tests.factories import car_schema, tiny_world
 from worldgen.cli import main
 from worldgen.data.episodes import Dataset
 from worldgen.errors import CheckpointError, DataError, EnvironmentMissingError, WorldgenError
-from worldgen.evaluation.bench import bench_play
 from worldgen.evaluation.clips import load_clips, read_clip_specs, write_clip_specs
-from worldgen.evaluation.inverse_dynamics import (
+from worldgen.evaluation.judges.inverse_dynamics import (
     INVERSE_DYNAMICS_FILE,
     InverseDynamicsConfig,
     InverseDynamicsModel,
     save_inverse_dynamics,
 )
-from worldgen.evaluation.inverse_dynamics_following import follow_actions
-from worldgen.evaluation.probes import (
+from worldgen.evaluation.judges.inverse_dynamics_following import follow_actions
+from worldgen.evaluation.judges.probes import (
     MotionProbe,
     MotionProbeConfig,
     TileColumn,
@@ -31,9 +30,15 @@ from worldgen.evaluation.probes import (
     TileProbeConfig,
     save_probes,
 )
+from worldgen.evaluation.pages.report import (
+    render_report,
+    without_pictures,
+    write_json,
+    write_report,
+)
 from worldgen.evaluation.replay import check_replay
-from worldgen.evaluation.report import render_report, without_pictures, write_json, write_report
 from worldgen.evaluation.rollout import Roller
+from worldgen.evaluation.speed.play_bench import bench_play
 from worldgen.evaluation.summary import summarise, trusted_judge
 from worldgen.evaluation.world import evaluate_world
 from worldgen.generation import Start
@@ -232,7 +237,7 @@ def test_a_world_without_clips_or_environment_says_what_to_do(tmp_path: Path) ->
 
 
 def test_tiles_are_judged_where_a_world_has_a_judge_of_tiles(world: World) -> None:
-    from worldgen.evaluation.tile_following import MOVES
+    from worldgen.evaluation.judges.tile_following import MOVES
 
     config = TileProbeConfig(
         columns=(

@@ -15,9 +15,9 @@ from worldgen.checkpoint import load_tensors
 from worldgen.config import build, config_dir, load_config
 from worldgen.data.episodes import Dataset
 from worldgen.errors import ConfigError, DataError
-from worldgen.evaluation.inverse_dynamics import INVERSE_DYNAMICS_FILE, load_inverse_dynamics
-from worldgen.evaluation.inverse_dynamics_data import load_labelled_clips
-from worldgen.evaluation.inverse_dynamics_following import follow_actions, judge_actions
+from worldgen.evaluation.judges.inverse_dynamics import INVERSE_DYNAMICS_FILE, load_inverse_dynamics
+from worldgen.evaluation.judges.inverse_dynamics_data import load_labelled_clips
+from worldgen.evaluation.judges.inverse_dynamics_following import follow_actions, judge_actions
 from worldgen.training import DivergedError, RunFolder, learning_rate
 
 STEPS = 300

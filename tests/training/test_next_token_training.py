@@ -262,6 +262,7 @@ def test_presets_have_the_published_sizes(name: str, millions: float) -> None:
     grid = {"rows": 14, "columns": 24, "codebook_size": 8192}
     actions = {"num_action_tokens": 11, "action_vocabulary_size": 70}
     model_config = world_model_config(sizes.pop("family"), sizes | grid | actions)
+    assert isinstance(model_config, NextTokenConfig)
     with torch.device("meta"):
         model = build_world_model(model_config)
     # The mark of stand-ins is ours.

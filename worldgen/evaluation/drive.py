@@ -12,8 +12,8 @@ from worldgen.data.episodes import Dataset
 from worldgen.ego_motion import integrate, path_length
 from worldgen.errors import ActionError, CheckpointError
 from worldgen.evaluation.clips import Clips, load_clips
-from worldgen.evaluation.ego_motion import compare_drives, read_motion
-from worldgen.evaluation.inverse_dynamics import (
+from worldgen.evaluation.judges.ego_motion import compare_drives, read_motion
+from worldgen.evaluation.judges.inverse_dynamics import (
     INVERSE_DYNAMICS_FILE,
     InverseDynamicsModel,
     load_inverse_dynamics,

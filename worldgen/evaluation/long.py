@@ -14,17 +14,17 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from worldgen.evaluation.clips import Clips
-from worldgen.evaluation.film_strip import draw_film_strip
 from worldgen.evaluation.frechet import FeatureNetwork, Moments, RandomFeatures, frechet_distance
-from worldgen.evaluation.inverse_dynamics import (
+from worldgen.evaluation.judges.inverse_dynamics import (
     INVERSE_DYNAMICS_FILE,
     InverseDynamicsModel,
     load_inverse_dynamics,
 )
-from worldgen.evaluation.inverse_dynamics_measures import measure_actions
+from worldgen.evaluation.judges.inverse_dynamics_measures import measure_actions
 from worldgen.evaluation.machine import hardware, versions
 from worldgen.evaluation.material import clips_of, roller_of
-from worldgen.evaluation.strips import Strip
+from worldgen.evaluation.pages.film_strip import draw_film_strip
+from worldgen.evaluation.pages.strips import Strip
 from worldgen.generation import Session, Start
 from worldgen.generation.batch import advance_together
 from worldgen.pipeline import World

@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 from worldgen.data.episodes import Dataset
 from worldgen.errors import EnvironmentMissingError
 from worldgen.evaluation.clips import Clips, load_clips, read_clip_specs, render_clips
-from worldgen.evaluation.probes import Probe, load_probes
+from worldgen.evaluation.judges.probes import Probe, load_probes
 from worldgen.evaluation.rollout import Roller
 from worldgen.generation.decoding import Decoder, make_decoder
 from worldgen.pipeline import World

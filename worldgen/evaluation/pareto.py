@@ -7,8 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from worldgen.evaluation.decode_bench import DecodeBench, bench_decoders, world_subject
 from worldgen.evaluation.pareto_quality import QUALITIES, WorldQuality
+from worldgen.evaluation.speed.decode_bench import DecodeBench, bench_decoders, world_subject
 from worldgen.pipeline import World
 
 __all__ = ["compare_decoders", "format_lines", "on_the_front"]

@@ -11,20 +11,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldgen.errors import DataError, EnvironmentMissingError
-from worldgen.evaluation.action_following import (
+from worldgen.evaluation.judges.action_following import (
     HELD_ACTIONS,
     HeldMotion,
     compare_held_actions,
     judge_held_actions,
     simulate_held_actions,
 )
+from worldgen.evaluation.judges.probe_data import tile_classes
+from worldgen.evaluation.judges.probes import MotionProbe, TileProbe
+from worldgen.evaluation.judges.tile_following import MOVES, TileRules, follow_tiles
 from worldgen.evaluation.material import Material, held_rollouts, load_world_probes, prepare
 from worldgen.evaluation.prediction import frame_quality
-from worldgen.evaluation.probe_data import tile_classes
-from worldgen.evaluation.probes import MotionProbe, TileProbe
 from worldgen.evaluation.rollout import Roller
 from worldgen.evaluation.summary import trusted_judge
-from worldgen.evaluation.tile_following import MOVES, TileRules, follow_tiles
 from worldgen.generation.decoding import Decoder, make_decoder
 from worldgen.generation.sampling import SamplingConfig
 from worldgen.models.base import FrameDraft, WorldModel

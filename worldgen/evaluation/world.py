@@ -11,19 +11,28 @@ from einops import rearrange
 from jaxtyping import Int
 from tqdm import tqdm
 
-from worldgen.evaluation.action_following import (
+from worldgen.evaluation.judges.action_following import (
     HELD_ACTIONS,
     compare_held_actions,
     judge_held_actions,
     simulate_held_actions,
     track_motion,
 )
-from worldgen.evaluation.inverse_dynamics import (
+from worldgen.evaluation.judges.inverse_dynamics import (
     INVERSE_DYNAMICS_FILE,
     InverseDynamicsModel,
     load_inverse_dynamics,
 )
-from worldgen.evaluation.inverse_dynamics_following import follow_actions
+from worldgen.evaluation.judges.inverse_dynamics_following import follow_actions
+from worldgen.evaluation.judges.probe_data import tile_classes
+from worldgen.evaluation.judges.probes import MotionProbe, Probe, TileProbe
+from worldgen.evaluation.judges.tile_following import (
+    MOVES,
+    TileRules,
+    follow_tiles,
+    free_moves,
+    reading_agreement,
+)
 from worldgen.evaluation.machine import hardware, versions
 from worldgen.evaluation.material import (
     Material,
@@ -31,19 +40,10 @@ from worldgen.evaluation.material import (
     load_world_probes,
     prepare,
 )
+from worldgen.evaluation.pages.strips import Strip, rollout_strips
 from worldgen.evaluation.prediction import changed_tokens, frame_quality, rollout_quality
-from worldgen.evaluation.probe_data import tile_classes
-from worldgen.evaluation.probes import MotionProbe, Probe, TileProbe
 from worldgen.evaluation.replay import check_replay, measure_cost
-from worldgen.evaluation.strips import Strip, rollout_strips
 from worldgen.evaluation.summary import summarise
-from worldgen.evaluation.tile_following import (
-    MOVES,
-    TileRules,
-    follow_tiles,
-    free_moves,
-    reading_agreement,
-)
 from worldgen.pipeline import World
 from worldgen.tokenizers.quantizers import code_usage
 

@@ -1,0 +1,1 @@
+"""Small networks and rules that read from frames what happened in them."""

@@ -1,0 +1,1 @@
+"""What people look at: pages without anything to fetch, charts, film strips."""

@@ -1,0 +1,1 @@
+"""How quick playing, decoding and coding are, and what this machine allows."""

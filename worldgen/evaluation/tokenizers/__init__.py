@@ -1,0 +1,1 @@
+"""Pictures and clips against their reconstructions."""
