@@ -23,8 +23,11 @@ from worldgen.errors import ConfigError, WorldgenError
 from worldgen.evaluation.pages.film_strip import film_strip
 from worldgen.nn.image_quality import psnr, ssim
 from worldgen.records import to_float, to_uint8
-from worldgen.tokenizers.losses import ReconstructionLossConfig, reconstruction_losses
-from worldgen.tokenizers.perceptual import PerceptualLoss, PerceptualLossConfig
+from worldgen.tokenizers.losses.perceptual import PerceptualLoss, PerceptualLossConfig
+from worldgen.tokenizers.losses.reconstruction import (
+    ReconstructionLossConfig,
+    reconstruction_losses,
+)
 from worldgen.tokenizers.quantizers import Quantizer, code_usage
 from worldgen.tokenizers.quantizers.perturbation import perturb
 from worldgen.tokenizers.visual import (

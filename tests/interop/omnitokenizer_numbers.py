@@ -26,12 +26,12 @@ from worldgen.interop.omnitokenizer_discriminators import (
     discriminator_config,
     discriminator_state,
 )
-from worldgen.tokenizers.adversarial import (
+from worldgen.tokenizers.losses.adversarial import (
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
 )
-from worldgen.tokenizers.discriminators import DiscriminatorOutput, PatchDiscriminator
+from worldgen.tokenizers.losses.discriminators import DiscriminatorOutput, PatchDiscriminator
 from worldgen.tokenizers.quantizers import code_usage
 from worldgen.tokenizers.visual import OmniAutoencoder, OmniTokenizer
 

@@ -18,12 +18,12 @@ from worldgen.interop.omnitokenizer_discriminators import (
     discriminator_config,
     discriminator_state,
 )
-from worldgen.tokenizers.adversarial import (
+from worldgen.tokenizers.losses.adversarial import (
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
 )
-from worldgen.tokenizers.discriminators import DiscriminatorOutput, PatchDiscriminator
+from worldgen.tokenizers.losses.discriminators import DiscriminatorOutput, PatchDiscriminator
 
 CASES = reference_cases.reference_cases("omnitokenizer", lambda config: config["mode"] == "train")
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from worldgen.errors import CheckpointError
 from worldgen.interop.files import ForeignState
-from worldgen.tokenizers.discriminators import PatchDiscriminator, PatchDiscriminatorConfig
+from worldgen.tokenizers.losses.discriminators import PatchDiscriminator, PatchDiscriminatorConfig
 
 __all__ = ["discriminator_config", "discriminator_state"]
 

@@ -8,9 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from worldgen.tokenizers.adversarial import AdversarialLossConfig, AdversarialTerms, Adversary
-from worldgen.tokenizers.discriminators import PatchDiscriminator, PatchDiscriminatorConfig
-from worldgen.tokenizers.perceptual import Features
+from worldgen.tokenizers.losses.adversarial import (
+    AdversarialLossConfig,
+    AdversarialTerms,
+    Adversary,
+)
+from worldgen.tokenizers.losses.discriminators import PatchDiscriminator, PatchDiscriminatorConfig
+from worldgen.tokenizers.losses.perceptual import Features
 from worldgen.training.optimiser import (
     OptimiserConfig,
     build_optimiser,

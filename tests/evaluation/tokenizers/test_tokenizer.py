@@ -32,7 +32,7 @@ from worldgen.evaluation.tokenizers.tokenizer_tally import CodeCounts
 from worldgen.nn.image_quality import psnr, ssim
 from worldgen.nn.space_time import SpaceTimeConfig
 from worldgen.records import to_float, to_uint8
-from worldgen.tokenizers.perceptual import Lpips
+from worldgen.tokenizers.losses.perceptual import Lpips
 from worldgen.tokenizers.quantizers import FSQConfig, code_usage
 from worldgen.tokenizers.visual import (
     OmniTokenizerConfig,

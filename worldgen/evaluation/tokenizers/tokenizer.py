@@ -14,7 +14,7 @@ from worldgen.evaluation.frechet import FeatureNetwork, RandomFeatures, Tokenize
 from worldgen.evaluation.machine import hardware, peak_memory_megabytes, versions
 from worldgen.evaluation.tokenizers.tokenizer_pass import TokenizerPass
 from worldgen.pipeline import CARD_FILE, TOKENIZER_FILE, shipped_worlds, world_folder
-from worldgen.tokenizers.perceptual import Lpips
+from worldgen.tokenizers.losses.perceptual import Lpips
 from worldgen.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
 
 __all__ = ["TokenizerProtocol", "evaluate_tokenizer", "find_tokenizer"]
@@ -39,7 +39,7 @@ class TokenizerProtocol:
     perturbed_share: float = 0.05
     """Of the codes."""
     lpips: Path | None = None
-    """Weights for LPIPS, see `worldgen.tokenizers.perceptual.Lpips`."""
+    """Weights for LPIPS, see `worldgen.tokenizers.losses.perceptual.Lpips`."""
     features: Path | None = None
     """File of a tokenizer whose encoder gives the features of the Frechet distance; by default
     fixed random convolutions."""

@@ -21,7 +21,7 @@ from worldgen.evaluation.tokenizers.media_clips import ClipPlan, spread
 from worldgen.evaluation.tokenizers.tokenizer_tally import ClipTally, PictureQuality, Tally
 from worldgen.nn.image_quality import psnr, ssim
 from worldgen.records import to_float, to_uint8
-from worldgen.tokenizers.perceptual import Lpips
+from worldgen.tokenizers.losses.perceptual import Lpips
 from worldgen.tokenizers.quantizers import Quantizer
 from worldgen.tokenizers.quantizers.perturbation import perturb
 from worldgen.tokenizers.visual import VisualTokenizer

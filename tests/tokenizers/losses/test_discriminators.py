@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldgen.errors import ConfigError
-from worldgen.tokenizers.discriminators import PatchDiscriminator, PatchDiscriminatorConfig
+from worldgen.tokenizers.losses.discriminators import PatchDiscriminator, PatchDiscriminatorConfig
 
 Dimensions = Literal[2, 3]
 Normalisation = Literal["group", "spectral", "batch", "none"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from worldgen.errors import CheckpointError, ConfigError
-from worldgen.tokenizers.perceptual import (
+from worldgen.tokenizers.losses.perceptual import (
     EncoderFeatures,
     Lpips,
     PerceptualLoss,

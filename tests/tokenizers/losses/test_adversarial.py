@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from worldgen.errors import ConfigError
-from worldgen.tokenizers.adversarial import (
+from worldgen.tokenizers.losses.adversarial import (
     AdversarialLossConfig,
     Adversary,
     LecamAverages,
@@ -18,7 +18,7 @@ from worldgen.tokenizers.adversarial import (
     unit_gradient_penalty,
     zero_centred_penalty,
 )
-from worldgen.tokenizers.discriminators import (
+from worldgen.tokenizers.losses.discriminators import (
     DiscriminatorOutput,
     PatchDiscriminator,
     PatchDiscriminatorConfig,

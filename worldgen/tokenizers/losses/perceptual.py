@@ -288,14 +288,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(
             f"no LPIPS weights at {path}; check the path, or make the file as "
-            f"worldgen.tokenizers.perceptual.Lpips describes"
+            f"worldgen.tokenizers.losses.perceptual.Lpips describes"
         )
     try:
         return load_file(path)
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is not a safetensors file ({error}); convert it as "
-            f"worldgen.tokenizers.perceptual.Lpips describes"
+            f"worldgen.tokenizers.losses.perceptual.Lpips describes"
         ) from error
 
 
@@ -319,5 +319,5 @@ def _check(tensors: Mapping[str, Tensor], path: Path) -> None:
     if missing or misshapen:
         raise CheckpointError(
             f"{path} does not hold LPIPS on VGG-16: missing {missing or 'nothing'}, wrong shape "
-            f"{misshapen or 'nothing'}; make it as worldgen.tokenizers.perceptual.Lpips describes"
+            f"{misshapen or 'nothing'}; make it as worldgen.tokenizers.losses.perceptual.Lpips describes"
         )

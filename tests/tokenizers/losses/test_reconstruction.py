@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worldgen.errors import ConfigError
-from worldgen.tokenizers.losses import (
+from worldgen.tokenizers.losses.reconstruction import (
     ReconstructionLossConfig,
     choose_frames,
     reconstruction_losses,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldgen.errors import ConfigError
-from worldgen.tokenizers.discriminators import DiscriminatorOutput, PatchDiscriminator
+from worldgen.tokenizers.losses.discriminators import DiscriminatorOutput, PatchDiscriminator
 
 __all__ = [
     "AdversarialLossConfig",
