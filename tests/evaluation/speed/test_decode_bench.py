@@ -177,7 +177,7 @@ def test_command_without_quality_prints_nothing_but_json(
         (["--world", "WORLD", "--decoder", "spiral"], "unknown decoder or decoding order 'spiral'"),
         (["--world", "WORLD", "--decoder", "jacobi:0"], "needs a positive integer"),
         (["--world", "WORLD", "--decoder", "speculative"], "needs a draft model"),
-        (["--model", "driving_small", "--random-weights"], "family 'driving'"),
+        (["--model", "driving_small", "--random-weights", "--layers", "9"], "has 3 layers"),
         ([*SMALL, "--draft", "draft.safetensors"], "--draft goes with --world"),
         (["--world", "WORLD", "--rows", "3"], "--rows go with --model"),
         (["--world", "WORLD", "--random-weights"], "--random-weights go with --model"),

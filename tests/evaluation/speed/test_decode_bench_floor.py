@@ -9,7 +9,13 @@ from tests.factories import tiny_model_config
 from worldgen.evaluation.speed.decode_bench_floor import Machine, Work, frame_work, probe_machine
 from worldgen.generation import SamplingConfig, make_decoder
 from worldgen.generation.random import frame_uniforms
-from worldgen.models import NextFrameTransformer, NextTokenConfig, NextTokenTransformer
+from worldgen.models import (
+    DrivingConfig,
+    DrivingTransformer,
+    NextFrameTransformer,
+    NextTokenConfig,
+    NextTokenTransformer,
+)
 
 GREEDY = SamplingConfig(temperature=0.0)
 NAMES = ["raster", "diagonal", "rows", "refine:3", "jacobi"]
@@ -32,13 +38,37 @@ def next_token_model() -> NextTokenTransformer:
     return NextTokenTransformer(config)
 
 
+def driving_model() -> DrivingTransformer:
+    config = DrivingConfig(
+        rows=4,
+        columns=6,
+        codebook_size=32,
+        num_action_tokens=2,
+        action_vocabulary_size=9,
+        slot_options=(4, 5),
+        first_action=(0, 4),
+        width=48,
+        num_heads=4,
+        context_depth=2,
+        within_frame_depth=2,
+        window=4,
+        code_width=8,
+        motion_width=8,
+    )
+    return DrivingTransformer(config)
+
+
 def counted(
-    model: NextFrameTransformer | NextTokenTransformer, name: str, num_past: int
+    model: NextFrameTransformer | NextTokenTransformer | DrivingTransformer,
+    name: str,
+    num_past: int,
 ) -> tuple[int, list[Work]]:
     """Return the operations of a frame as torch counts them, and its passes by formula."""
     layout = model.layout
     ids = torch.zeros(1, layout.num_cells, dtype=torch.int64)
     actions = torch.zeros(1, layout.num_action_tokens, dtype=torch.int64)
+    if isinstance(model, DrivingTransformer):
+        actions = torch.tensor([model.config.first_ids])
     cache = model.new_cache(1)
     for _ in range(num_past):
         model.observe(cache, ids, actions)
@@ -70,6 +100,15 @@ def test_operations_of_the_next_token_model_are_at_most_those_counted(
     total, works = counted(next_token_model(), name, num_past)
     # Slots of a step that are not drawn yet are computed and masked; the floor leaves them out.
     assert 0.7 * total <= sum(work.operations for work in works) <= total
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("num_past", [0, 5])
+def test_operations_of_the_driving_model_are_nearly_those_counted(name: str, num_past: int) -> None:
+    torch.manual_seed(0)
+    total, works = counted(driving_model(), name, num_past)
+    # The few tokens of the action, and who carries what, count as nothing.
+    assert 0.8 * total <= sum(work.operations for work in works) <= 1.01 * total
 
 
 def test_a_guess_that_rounding_may_have_decided_counts_raster_order_too() -> None:

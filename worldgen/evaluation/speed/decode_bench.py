@@ -15,7 +15,7 @@ import torch
 import yaml
 from einops import rearrange
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from worldgen.config import build, config_dir
@@ -35,9 +35,10 @@ from worldgen.generation.sampling import SamplingConfig
 from worldgen.generation.scheduled import ScheduleDecoder
 from worldgen.generation.speculative import PairedDraft, SpeculativeDecoder, WithDraftModel
 from worldgen.models import (
-    NextFrameTransformer,
+    DrivingConfig,
     NextTokenTransformer,
     Transformer,
+    TransformerConfig,
     build_world_model,
     load_world_model,
     world_model_config,
@@ -65,8 +66,17 @@ _WORLD_DECODERS = ("raster", "jacobi", "outward", "blocks", "refine:4", "grouped
 _WITH_DRAFT = "speculative:whole_frame"
 _PRESET_DECODERS = ("raster", "diagonal", "rows", "refine:4", "whole_frame")
 
-PRESET_CODES, PRESET_SLOTS, PRESET_ACTION_IDS = 8192, 11, 70
-"""Of MineWorld: codes of its visual tokenizer, action tokens of a frame, and their vocabulary."""
+_MINEWORLD_TOKENS: dict[str, Any] = {
+    "codebook_size": 8192,
+    "num_action_tokens": 11,
+    "action_vocabulary_size": 70,
+}
+_DRIVINGWORLD_TOKENS: dict[str, Any] = {
+    "codebook_size": 16384,
+    "num_action_tokens": 3,
+    "action_vocabulary_size": 768,
+    "slot_options": (512, 128, 128),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +110,7 @@ class Subject:
 
     facts: dict[str, Any]
     """What stands about it in the report."""
-    model: NextFrameTransformer | NextTokenTransformer
+    model: Transformer
     sampling: SamplingConfig
     decoders: tuple[str, ...]
     """Those measured by default."""
@@ -145,12 +155,13 @@ class Subject:
             return self.visual_ids[-1:].to(model.device)
         model = self.model
         # What is remembered does not matter for speed, and reading frames would take minutes.
-        attention, layout = model.block_config.attention, model.layout
-        shape = (1, attention.num_key_value_heads, layout.tokens_per_step, attention.head_width)
-        vectors = torch.randn(shape, device=model.device).to(model.readout.weight.dtype)
-        for _ in range(max(model.windows) - 1):
-            for layer in range(len(model.windows)):
+        layout, config = model.layout, model.cache_config()
+        vectors = torch.randn(config.frame_shape(1), device=model.device).to(config.dtype)
+        for _ in range(max(config.windows) - 1):
+            for layer in range(len(config.windows)):
                 cache.write_and_read(layer, vectors, vectors)
+            if config.notes:
+                cache.note(self.action_ids[:1])
             cache.advance()
         return torch.zeros(1, layout.num_cells, dtype=torch.int64, device=model.device)
 
@@ -219,7 +230,8 @@ def preset_subject(
 ) -> Subject:
     """Return a model of a shipped configuration with random weights, for speed alone.
 
-    Codes and actions are MineWorld's: 8,192 codes, 11 action tokens out of 70.
+    Codes and actions are those of the family's ancestor: MineWorld's 8,192 codes and 11 action
+    tokens out of 70, or DrivingWorld's 16,384 codes and 3 tokens of ego motion.
 
     Args:
         name: Of a file in `configs/model`.
@@ -235,44 +247,25 @@ def preset_subject(
     """
     sizes = _preset("model", name)
     family = sizes.pop("family")
-    if not family.startswith("interleaved"):
-        raise ConfigError(
-            f"model {name!r} is of family {family!r}, which this bench does not know; it takes the "
-            "two kinds of interleaved transformer, for example 'mineworld_300m_16f'"
-        )
     if layers is not None:
-        if not 1 <= layers <= len(sizes["windows"]):
-            raise ConfigError(
-                f"model {name!r} has {len(sizes['windows'])} layers; ask for 1 to as many, "
-                f"got {layers}"
-            )
-        sizes["windows"] = sizes["windows"][:layers]
-    config = world_model_config(
-        family,
-        {
-            **sizes,
-            "rows": rows,
-            "columns": columns,
-            "codebook_size": PRESET_CODES,
-            "num_action_tokens": PRESET_SLOTS,
-            "action_vocabulary_size": PRESET_ACTION_IDS,
-        },
-    )
+        sizes = _with_layers(name, sizes, layers)
+    tokens = _DRIVINGWORLD_TOKENS if family == "driving" else _MINEWORLD_TOKENS
+    config = world_model_config(family, {**sizes, **tokens, "rows": rows, "columns": columns})
     with torch.device("meta"):
         shapes = build_world_model(config)
-    assert isinstance(shapes, NextFrameTransformer | NextTokenTransformer)
     _check_memory(name, shapes, bench)
     with torch.random.fork_rng(), _made_in(bench):
         torch.manual_seed(_SEED)
         model = build_world_model(config).eval().requires_grad_(False)
-        assert isinstance(model, type(shapes))
-        actions = torch.randint(PRESET_ACTION_IDS, (16, config.num_action_tokens), device="cpu")
-        pixels = None if tokenizer is None else _preset_tokenizer(tokenizer, rows, columns)
+        actions = _preset_actions(config)
+        pixels = None
+        if tokenizer is not None:
+            pixels = _preset_tokenizer(tokenizer, config)
     return Subject(
         facts={
             "model": name,
             "random_weights": True,
-            "layers": len(model.windows),
+            "layers": len(model.cache_config().windows),
             "rows": rows,
             "columns": columns,
             "tokenizer": tokenizer,
@@ -294,7 +287,30 @@ def _preset(kind: str, name: str) -> dict[str, Any]:
     return {key: tuple(value) if key == "windows" else value for key, value in sizes.items()}
 
 
-def _preset_tokenizer(name: str, rows: int, columns: int) -> VisualTokenizer:
+def _with_layers(name: str, sizes: dict[str, Any], layers: int) -> dict[str, Any]:
+    """Return sizes with only so many layers over the frames so far."""
+    depth = sizes["context_depth"] if "context_depth" in sizes else len(sizes["windows"])
+    if not 1 <= layers <= depth:
+        raise ConfigError(f"model {name!r} has {depth} layers; ask for 1 to as many, got {layers}")
+    if "context_depth" in sizes:
+        return {**sizes, "context_depth": layers}
+    return {**sizes, "windows": sizes["windows"][:layers]}
+
+
+def _preset_actions(config: TransformerConfig) -> Int[Tensor, "step slot"]:
+    """Return action tokens that the model can be told, drawn at random."""
+    if isinstance(config, DrivingConfig):
+        slots = [
+            first + torch.randint(options, (16,), device="cpu")
+            for first, options in zip(config.first_ids, config.slot_options, strict=True)
+        ]
+        return torch.stack(slots, dim=-1)
+    shape = (16, config.num_action_tokens)
+    return torch.randint(config.action_vocabulary_size, shape, device="cpu")
+
+
+def _preset_tokenizer(name: str, config: TransformerConfig) -> VisualTokenizer:
+    rows, columns = config.rows, config.columns
     sizes = _preset("tokenizer", name)
     if sizes.get("kind") != "convolutional":
         raise ConfigError(
@@ -308,10 +324,10 @@ def _preset_tokenizer(name: str, rows: int, columns: int) -> VisualTokenizer:
             f"one of {rows} x {columns}; give --rows {tokenizer.rows} --columns "
             f"{tokenizer.columns}, or no tokenizer"
         )
-    if tokenizer.codebook_size < PRESET_CODES:
+    if tokenizer.codebook_size < config.codebook_size:
         raise ConfigError(
             f"tokenizer {name!r} has {tokenizer.codebook_size} codes, the model draws "
-            f"{PRESET_CODES}; take vqgan_16x, or no tokenizer"
+            f"{config.codebook_size}; take another one, or none"
         )
     return tokenizer.eval().requires_grad_(False)
 
@@ -328,9 +344,7 @@ def _made_in(bench: DecodeBench) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _check_memory(
-    name: str, shapes: NextFrameTransformer | NextTokenTransformer, bench: DecodeBench
-) -> None:
+def _check_memory(name: str, shapes: Transformer, bench: DecodeBench) -> None:
     itemsize = getattr(torch, bench.precision).itemsize
     needed = itemsize * sum(weight.numel() for weight in shapes.parameters()) / 2**20
     if bench.device.startswith("cuda"):
@@ -373,9 +387,10 @@ def bench_decoders(
     # First of all, so that a wrong name is not found after minutes.
     decoders = [subject.decoder(name) for name in names]
     upstream = _upstream_windows(subject, decoders) if bench.with_upstream else {}
-    dtype = model.readout.weight.dtype
+    dtype = model.cache_config().dtype
     # Embeddings are looked up, not read.
-    weights = sum(p.numel() for n, p in model.named_parameters() if "embedding" not in n)
+    looked_up = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+    weights = _num_weights(model) - sum(part.weight.numel() for part in looked_up)
     cache_bytes = FrameCache.predicted_bytes(model.cache_config())
     machine = probe_machine(model.device, dtype, weights * dtype.itemsize + cache_bytes)
     grids = model.layout.num_steps(bench.frames)
@@ -434,10 +449,10 @@ def _slow(subject: Subject, decoders: list[Decoder], machine: Machine, grids: in
     """Say which decoders cannot be measured in a minute on this machine, whatever the program."""
     model = subject.model
     for decoder in decoders:
-        passes = frame_work(model, decoder, 1, max(model.windows) - 1)
+        passes = frame_work(model, decoder, 1, max(model.cache_config().windows) - 1)
         if passes is None:
             continue
-        itemsize = model.readout.weight.dtype.itemsize
+        itemsize = model.cache_config().dtype.itemsize
         seconds = machine.floor(passes, itemsize)["floor_ms"] / 1000 * grids
         if seconds > _SLOW_SECONDS:
             yield (
@@ -540,7 +555,7 @@ def _floor(
 ) -> dict[str, Any]:
     """Return the mean over frames, whose calls may differ, for one frame of those drawn together."""
     model = subject.model
-    itemsize = model.readout.weight.dtype.itemsize
+    itemsize = model.cache_config().dtype.itemsize
     names = tuple(machine.floor([], itemsize))
     floors = []
     for count in calls:

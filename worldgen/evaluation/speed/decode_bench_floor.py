@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,13 +20,16 @@ from worldgen.generation.grouped import GroupedJacobiDecoder
 from worldgen.generation.jacobi import JacobiDecoder
 from worldgen.generation.refinement import RefinementDecoder
 from worldgen.generation.scheduled import Decoder, ScheduleDecoder
-from worldgen.models import NextFrameTransformer, NextTokenTransformer
+from worldgen.models import (
+    DrivingTransformer,
+    NextFrameTransformer,
+    NextTokenTransformer,
+    Transformer,
+)
 from worldgen.nn.blocks import BlockConfig
 from worldgen.schedule import DecodeSchedule, make_schedule
 
 __all__ = ["Machine", "Work", "frame_work", "probe_machine"]
-
-Transformer = NextFrameTransformer | NextTokenTransformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +104,8 @@ def frame_work(
     passes: _Passes
     if isinstance(model, NextFrameTransformer):
         passes = _NextFramePasses(model, num_past)
+    elif isinstance(model, DrivingTransformer):
+        passes = _DrivingPasses(model, num_past)
     else:
         passes = _NextTokenPasses(model, num_past)
     if isinstance(decoder, ScheduleDecoder):
@@ -115,8 +120,19 @@ def frame_work(
     return None
 
 
-class _Passes:
-    def __init__(self, model: Transformer, num_past: int) -> None:
+class _Passes(Protocol):
+    def observe(self) -> Work:
+        """Return the pass that remembers a step."""
+
+    def groups(self, schedule: DecodeSchedule) -> list[Work]:
+        """Return the passes that draw the groups of a schedule."""
+
+    def score(self) -> Work:
+        """Return the pass that verifies a guess of the whole frame."""
+
+
+class _InterleavedPasses:
+    def __init__(self, model: NextFrameTransformer | NextTokenTransformer, num_past: int) -> None:
         self.layout, self.block = model.layout, model.block_config
         self.width, self.vocabulary_size = model.readout.in_features, model.readout.out_features
         self.cells = model.layout.num_cells
@@ -124,15 +140,6 @@ class _Passes:
             min(window - 1, num_past) * model.layout.tokens_per_step for window in model.windows
         ]
         """For each layer the tokens of earlier frames that it sees."""
-
-    def observe(self) -> Work:
-        raise NotImplementedError
-
-    def groups(self, schedule: DecodeSchedule) -> list[Work]:
-        raise NotImplementedError
-
-    def score(self) -> Work:
-        raise NotImplementedError
 
     def read_out(self, tokens: int) -> Work:
         weights = self.width * self.vocabulary_size
@@ -158,7 +165,7 @@ def _stack(block: BlockConfig, tokens: int, earlier: Sequence[int]) -> Work:
     )
 
 
-class _NextFramePasses(_Passes):
+class _NextFramePasses(_InterleavedPasses):
     def __init__(self, model: NextFrameTransformer, num_past: int) -> None:
         super().__init__(model, num_past)
         self.depth = model.config.within_frame_depth
@@ -193,7 +200,7 @@ class _NextFramePasses(_Passes):
         return context + passed + self.read_out(read)
 
 
-class _NextTokenPasses(_Passes):
+class _NextTokenPasses(_InterleavedPasses):
     def __init__(self, model: NextTokenTransformer, num_past: int) -> None:
         super().__init__(model, num_past)
         self.trained = model.config.order.group_of_cell.tolist()
@@ -218,6 +225,56 @@ class _NextTokenPasses(_Passes):
 
     def score(self) -> Work:
         return self.over_sequence(2 * self.cells) + self.read_out(self.cells)
+
+
+class _DrivingPasses:
+    def __init__(self, model: DrivingTransformer, num_past: int) -> None:
+        config = model.config
+        self.config, self.width = config, config.width
+        self.slots, self.cells = config.num_action_tokens, config.rows * config.columns
+        self.num_past = min(config.window - 1, num_past)
+
+    def observe(self) -> Work:
+        tokens, depth = self.slots + self.cells, self.config.context_depth
+        # Over time a slot sees itself in each frame, over space all slots of its own.
+        over_time = self._blocks(tokens, 1 + self.num_past, depth)
+        remembered = 2 * depth * self.width * tokens * self.num_past
+        over_time += Work(operations=0, weights=0, cached=remembered)
+        return self._embed(self.cells) + over_time + self._blocks(tokens, tokens, depth)
+
+    def groups(self, schedule: DecodeSchedule) -> list[Work]:
+        works, known, fresh = [], 0, 0
+        for number, group in enumerate(schedule.groups):
+            tokens = len(group) + (0 if number else self.slots)
+            known += tokens
+            works.append(self._embed(fresh) + self._within(tokens, known, len(group)))
+            fresh = len(group)
+        return works
+
+    def score(self) -> Work:
+        tokens = self.slots + self.cells
+        return self._embed(self.cells) + self._within(tokens, tokens, self.cells)
+
+    def _within(self, tokens: int, seen: int, read: int) -> Work:
+        hidden = max(self.config.codebook_size // 2, 1)
+        weights = hidden * (self.width + self.config.codebook_size)
+        head = Work(operations=2 * read * weights, weights=weights, cached=0)
+        depth = self.config.within_frame_depth
+        known = Work(operations=0, weights=0, cached=2 * depth * self.width * (seen - tokens))
+        return self._blocks(tokens, seen, depth) + known + head
+
+    def _blocks(self, tokens: int, seen: int, depth: int) -> Work:
+        # Four square maps of the attention, and a feed-forward layer of four times the width.
+        weights = 12 * self.width**2
+        return Work(
+            operations=depth * (2 * tokens * weights + 4 * tokens * seen * self.width),
+            weights=depth * weights,
+            cached=0,
+        )
+
+    def _embed(self, tokens: int) -> Work:
+        weights = self.width // 2 * (self.config.code_width + self.width)
+        return Work(operations=2 * tokens * weights, weights=weights if tokens else 0, cached=0)
 
 
 _PROBE_SECONDS = 0.4
