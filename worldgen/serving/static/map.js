@@ -63,11 +63,12 @@ export class RouteMap {
 
   /** Show all of a route, if that is not too far away. */
   widen(route) {
-    const [x, y] = this.car;
-    const furthest = route.reduce((most, place) =>
-      Math.max(most, Math.abs(place[0] - x), Math.abs(place[1] - y)), 0);
-    const most = ZOOMS.most * this.usualRadius;
-    this.radius = Math.min(Math.max(this.radius, 1.1 * furthest), most);
+    const { width, height, middle } = this.view;
+    // As shares of the map's sides.
+    const furthest = route.reduce((most, [x, y]) =>
+      Math.max(most, Math.abs(x - middle[0]) / height, Math.abs(y - middle[1]) / width), 0);
+    const radius = 1.1 * furthest * Math.min(width, height);
+    this.radius = Math.min(Math.max(this.radius, radius || 0), ZOOMS.most * this.usualRadius);
   }
 
   get car() {
