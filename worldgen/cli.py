@@ -226,7 +226,8 @@ def _add_evaluate_drive(parts: Any) -> None:
         "--judge",
         type=Path,
         metavar="FILE",
-        help="reads motion from frames (default: inverse_dynamics.safetensors of the world)",
+        help="reads motion from frames: an inverse dynamics model or probes (default: the world's "
+        "inverse_dynamics.safetensors)",
     )
     drive.add_argument(
         "--seconds", type=_whole_number(1), default=10, help="length of a drive (default: 10)"

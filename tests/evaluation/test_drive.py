@@ -11,12 +11,14 @@ from tests.evaluation import toy_car
 from tests.factories import tiny_driven_world, tiny_world
 from worldgen.cli import main
 from worldgen.data.episodes import Dataset, DatasetMetadata, Episode, EpisodeWriter
+from worldgen.errors import CheckpointError
 from worldgen.evaluation.drive import evaluate_drive
 from worldgen.evaluation.judges.inverse_dynamics import (
     InverseDynamicsConfig,
     InverseDynamicsModel,
     save_inverse_dynamics,
 )
+from worldgen.evaluation.judges.probes import MotionProbe, MotionProbeConfig, save_probes
 from worldgen.pipeline import World, load
 from worldgen.tokenizers.action import driving_schema
 
@@ -103,3 +105,26 @@ def test_the_command_prints_and_writes_what_was_measured(
     drive[3] = str(other)
     assert main([*drive, *sizes]) == 2
     assert "are no ego motion" in capsys.readouterr().err
+
+
+def test_a_probe_of_turn_and_speed_is_a_judge_as_well(
+    world: World, recording: Path, tmp_path: Path
+) -> None:
+    config = MotionProbeConfig(
+        frame_height=64, frame_width=64, quantities=("yaw_change", "speed"), width=2
+    )
+    torch.manual_seed(0)
+    save_probes(tmp_path / "road.safetensors", {"road": MotionProbe(config)}, {"road": {}})
+    result = evaluate_drive(
+        world,
+        data=recording,
+        seconds=1,
+        clips=2,
+        judge=tmp_path / "road.safetensors",
+        progress=False,
+    )
+    assert result["followed"]["real_frames"]["clips"] == 2
+    config = MotionProbeConfig(frame_height=64, frame_width=64, quantities=("speed",), width=2)
+    save_probes(tmp_path / "speed.safetensors", {"speed": MotionProbe(config)}, {"speed": {}})
+    with pytest.raises(CheckpointError, match="reads yaw_change and speed"):
+        evaluate_drive(world, data=recording, judge=tmp_path / "speed.safetensors", progress=False)

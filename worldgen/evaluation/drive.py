@@ -1,5 +1,6 @@
 """Does a world of ego motion go where it is told, and know where it would go itself."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,17 @@ import torch
 from jaxtyping import Float64, UInt8
 from tqdm import tqdm
 
+from worldgen.checkpoint import load_tensors
 from worldgen.data.episodes import Dataset
 from worldgen.ego_motion import integrate, path_length
 from worldgen.errors import ActionError, CheckpointError
 from worldgen.evaluation.clips import Clips, load_clips
-from worldgen.evaluation.judges.ego_motion import compare_drives, read_motion
+from worldgen.evaluation.judges.ego_motion import compare_drives, probe_motion, read_motion
 from worldgen.evaluation.judges.inverse_dynamics import (
     INVERSE_DYNAMICS_FILE,
-    InverseDynamicsModel,
     load_inverse_dynamics,
 )
+from worldgen.evaluation.judges.probes import MotionProbe, load_probes
 from worldgen.evaluation.machine import hardware, versions
 from worldgen.evaluation.material import CONTEXT, roller_of
 from worldgen.generation import SamplingConfig, Start
@@ -51,8 +53,8 @@ def evaluate_drive(
         data: Recording whose test split gives the clips.
         seconds: Length of the drives.
         clips: How many test clips.
-        judge: File of an inverse dynamics model of ego motion; without it the one in the world's
-            folder.
+        judge: File of an inverse dynamics model of ego motion, or of probes of which one reads turn
+            and speed; without it the inverse dynamics model in the world's folder.
         progress: Show a bar on the terminal.
 
     Raises:
@@ -110,7 +112,13 @@ def evaluate_drive(
     }
 
 
-def _load_judge(world: World, path: Path | None) -> InverseDynamicsModel:
+_Read = Callable[
+    [UInt8[np.ndarray, "clip time height width 3"]], Float64[np.ndarray, "clip step 3"]
+]
+
+
+def _load_judge(world: World, path: Path | None) -> _Read:
+    """Return what reads the motion between frames, of the last steps if not of all."""
     file = path or world.folder / INVERSE_DYNAMICS_FILE
     if path is None and not file.exists():
         raise CheckpointError(
@@ -118,19 +126,24 @@ def _load_judge(world: World, path: Path | None) -> InverseDynamicsModel:
             "train one with `python -m train.inverse_dynamics` on a recording of ego motion and "
             "name it with --judge"
         )
+    if load_tensors(file)[1].get("kind") == "probes":
+        probes, _ = load_probes(file)
+        for probe in probes.values():
+            if isinstance(probe, MotionProbe) and {"yaw_change", "speed"} <= set(
+                probe.config.quantities
+            ):
+                return lambda frames: probe_motion(probe, frames, world.frames_per_second)
+        raise CheckpointError(f"no probe in {file} reads yaw_change and speed")
     # The judge may read in other bins than the world writes: both say degrees and metres.
     reader, _ = load_inverse_dynamics(file)
-    return reader
+    return lambda frames: read_motion(reader, frames)
 
 
 def _followed(
-    reader: InverseDynamicsModel,
-    frames: UInt8[np.ndarray, "clip time height width 3"],
-    clips: Clips,
+    read: _Read, frames: UInt8[np.ndarray, "clip time height width 3"], clips: Clips
 ) -> dict[str, Any]:
-    first = clips.context - 1
-    seen = read_motion(reader, frames)[:, first:]
-    return compare_drives(clips.actions[:, first:], seen)
+    given = clips.actions[:, clips.context - 1 :]
+    return compare_drives(given, read(frames)[:, -given.shape[1] :])
 
 
 def _predict(world: World, clips: Clips, ids: np.ndarray, steps: int) -> dict[str, Any]:
