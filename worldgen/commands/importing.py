@@ -7,6 +7,7 @@ from pathlib import Path
 
 from worldgen.card_text import card_as_markdown
 from worldgen.checkpoint import check_new_folder, write_folder, write_text
+from worldgen.commands.output import note
 from worldgen.generation import SamplingConfig, Start
 from worldgen.pipeline import (
     WorldCard,
