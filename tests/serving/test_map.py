@@ -84,6 +84,8 @@ def pixels(page: Page) -> str:
 def test_the_map_shows_where_the_keys_have_led_and_forgets_what_is_taken_back(
     page: Page, folders: list[str]
 ) -> None:
+    # Nothing real drives this world, so there is nothing to switch off.
+    expect(page.locator("#reality-on")).to_be_hidden()
     drive_to(page, 6, "ArrowUp", "ArrowLeft")
     assert len(path(page)) == frame_number(page) + 1
     np.testing.assert_allclose(path(page), driven_path(page, folders[0]), atol=1e-3)

@@ -222,6 +222,8 @@ function realityState(message) {
     fill("likeness", "–");
   }
   document.body.classList.toggle("alone", state === "missing" || state === "off");
+  // A switch for what is not there would only puzzle.
+  $("reality-on").closest("label").hidden = state === "missing";
 }
 
 function linkState(name, seconds, text) {
