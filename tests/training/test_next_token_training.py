@@ -241,7 +241,7 @@ def test_fine_tuning_for_diagonals_starts_from_a_raster_model(
 
 def test_a_world_that_predicts_frames_only_says_so(tmp_path: Path) -> None:
     session = load("crafter").session()
-    with pytest.raises(ActionError, match="interleaved_next_token does both"):
+    with pytest.raises(ActionError, match="interleaved_next_token or driving predict both"):
         session.predict_action()
 
 

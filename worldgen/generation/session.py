@@ -347,8 +347,8 @@ class Session:
         model, tokenizer = self.parts.model, self.parts.action_tokenizer
         if not isinstance(model, Policy):
             raise ActionError(
-                f"the model of world {self.parts.world!r} predicts frames and no actions; a model "
-                "of family interleaved_next_token does both"
+                f"the model of world {self.parts.world!r} predicts frames and no actions; models "
+                "of family interleaved_next_token or driving predict both"
             )
         if self.frames_left:
             raise ActionError(
