@@ -2,8 +2,9 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worldgen.card_text import card_as_markdown
 from worldgen.checkpoint import check_new_folder, write_folder, write_text
@@ -13,6 +14,10 @@ from worldgen.pipeline import (
     WorldCard,
     save_world,
 )
+
+if TYPE_CHECKING:
+    from worldgen.interop.drivingworld_files import DrivingWorldStart, ImportedDrivingWorld
+    from worldgen.interop.mineworld_files import ImportedMineWorld, MineWorldStart
 
 __all__ = ["COMMANDS"]
 
@@ -64,21 +69,7 @@ def _import_drivingworld(arguments: Namespace) -> int:
         ),
     )
 
-    def write(folder: Path) -> None:
-        tokenizer_type, model_type = imported.types
-        save_world(
-            folder,
-            card=card,
-            tokenizer=imported.tokenizer.to(tokenizer_type),
-            model=imported.transformer.to(model_type),
-            starts=[
-                Start(visual_ids=start.visual_ids, action_ids=start.action_ids) for start in starts
-            ],
-            metadata={"imported": imported.record},
-        )
-        write_text(folder / "card.md", card_as_markdown(card))
-
-    write_folder(arguments.out, write)
+    _write_world(arguments.out, card, imported, starts)
     print(f"it begins with {'; '.join(start.description for start in starts)}")
     if arguments.starts is None:
         print("clips of driving are a better beginning: give a folder of them with --starts")
@@ -124,6 +115,22 @@ def _import_mineworld(arguments: Namespace) -> int:
         ),
     )
 
+    _write_world(arguments.out, card, imported, [start])
+    print(f"it begins with {start.description}")
+    if arguments.start is None:
+        print("a picture or a recording of the game is a better beginning: give one with --start")
+    print(f"world written; play it with: worldgen play --world {arguments.out}")
+    return 0
+
+
+def _write_world(
+    out: Path,
+    card: WorldCard,
+    imported: "ImportedDrivingWorld | ImportedMineWorld",
+    starts: "Sequence[DrivingWorldStart | MineWorldStart]",
+) -> None:
+    """Write an imported world, its weights in the types in which they came."""
+
     def write(folder: Path) -> None:
         tokenizer_type, model_type = imported.types
         save_world(
@@ -131,17 +138,14 @@ def _import_mineworld(arguments: Namespace) -> int:
             card=card,
             tokenizer=imported.tokenizer.to(tokenizer_type),
             model=imported.transformer.to(model_type),
-            starts=[Start(visual_ids=start.visual_ids, action_ids=start.action_ids)],
+            starts=[
+                Start(visual_ids=start.visual_ids, action_ids=start.action_ids) for start in starts
+            ],
             metadata={"imported": imported.record},
         )
         write_text(folder / "card.md", card_as_markdown(card))
 
-    write_folder(arguments.out, write)
-    print(f"it begins with {start.description}")
-    if arguments.start is None:
-        print("a picture or a recording of the game is a better beginning: give one with --start")
-    print(f"world written; play it with: worldgen play --world {arguments.out}")
-    return 0
+    write_folder(out, write)
 
 
 def _import_omnitokenizer(arguments: Namespace) -> int:

@@ -2,7 +2,7 @@
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from worldgen.commands.output import check_output, json_path, note, write_json
@@ -34,18 +34,24 @@ def _evaluate_world(arguments: Namespace) -> int:
     )
     if arguments.html is not None:
         write_report(result, arguments.html)
-    if arguments.json is not None:
-        # The pictures of the report would be most of the file.
-        figures = {name: value for name, value in result.items() if name != "film_strips"}
-        write_json(figures, arguments.json)
-    if arguments.json != "-":
-        for row in result["summary"]:
-            print(_summary_line(row))
+    _tell(result, arguments.json, map(_summary_line, result["summary"]))
     # Every figure of action following is worth nothing then, so no script shall overlook it.
     misaligned = result["inverse_dynamics"].get("misaligned", [])
     for problem in misaligned:
         print(f"worldgen: {problem}", file=sys.stderr)
     return 1 if misaligned else 0
+
+
+def _tell(result: Mapping[str, Any], destination: str | None, lines: Iterable[str]) -> None:
+    """Write figures where they are wanted, and print lines about them unless they go there."""
+    from worldgen.evaluation.pages.report import without_pictures
+
+    if destination is not None:
+        # The pictures of a report would be most of the file.
+        write_json(without_pictures(result), destination)
+    if destination != "-":
+        for line in lines:
+            print(line)
 
 
 def _summary_line(row: Mapping[str, Any]) -> str:
@@ -66,7 +72,6 @@ def _summary_line(row: Mapping[str, Any]) -> str:
 def _evaluate_long(arguments: Namespace) -> int:
     from worldgen.evaluation.long import LongProtocol, evaluate_long
     from worldgen.evaluation.pages.long_page import format_windows, write_page
-    from worldgen.evaluation.pages.report import without_pictures
 
     world = load(arguments.world)
     check_output(json_path(arguments))
@@ -80,11 +85,7 @@ def _evaluate_long(arguments: Namespace) -> int:
     result = evaluate_long(world, protocol, data=arguments.data)
     if arguments.html is not None:
         write_page(result, arguments.html)
-    if arguments.json is not None:
-        write_json(without_pictures(result), arguments.json)
-    if arguments.json != "-":
-        for line in format_windows(result):
-            print(line)
+    _tell(result, arguments.json, format_windows(result))
     return 0
 
 
@@ -100,16 +101,11 @@ def _evaluate_drive(arguments: Namespace) -> int:
         clips=arguments.clips,
         judge=arguments.judge,
     )
-    if arguments.json is not None:
-        write_json(result, arguments.json)
-    if arguments.json != "-":
-        for line in format_drive(result):
-            print(line)
+    _tell(result, arguments.json, format_drive(result))
     return 0
 
 
 def _evaluate_tokenizer(arguments: Namespace) -> int:
-    from worldgen.evaluation.pages.report import without_pictures
     from worldgen.evaluation.tokenizers.tokenizer import TokenizerProtocol, evaluate_tokenizer
     from worldgen.evaluation.tokenizers.tokenizer_report import format_lines, write_tokenizer_report
 
@@ -129,11 +125,7 @@ def _evaluate_tokenizer(arguments: Namespace) -> int:
     result = evaluate_tokenizer(arguments.tokenizer, protocol)
     if arguments.html is not None:
         write_tokenizer_report(result, arguments.html)
-    if arguments.json is not None:
-        write_json(without_pictures(result), arguments.json)
-    if arguments.json != "-":
-        for line in format_lines(result):
-            print(line)
+    _tell(result, arguments.json, format_lines(result))
     return 0
 
 
@@ -225,11 +217,7 @@ def _pareto(arguments: Namespace) -> int:
         horizon=arguments.horizon,
     )
     write_page(result, arguments.html)
-    if arguments.json is not None:
-        write_json(result, arguments.json)
-    if arguments.json != "-":
-        for line in format_lines(result):
-            print(line)
+    _tell(result, arguments.json, format_lines(result))
     return 0
 
 
