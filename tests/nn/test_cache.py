@@ -183,6 +183,34 @@ def test_the_first_frames_stay_in_sight() -> None:
     assert ring.read_before(0).keys.flatten().tolist() == twice(0, 1)
 
 
+def test_frames_that_are_left_out_are_out_of_sight_once_the_window_has_passed() -> None:
+    whole, cut = cache(spare=3, sink=1), cache(spare=3, sink=1)
+    for number in range(12):
+        write(whole, float(number))
+    write(cut, 0.0)
+    cut.skip_to(12 - cut.receptive_field)
+    assert cut.receptive_field == 2
+    for number in (10, 11):
+        write(cut, float(number))
+    assert write(cut, 12.0) == write(whole, 12.0)
+    # Frame 11 saw frame 9, which was left out.
+    assert cut.can_rewind_to(12)
+    assert not cut.can_rewind_to(11)
+    cut.rewind_to(1)
+    assert write(cut, 5.0)[1] == twice(0, 5)
+
+
+def test_frames_of_the_sink_are_not_left_out() -> None:
+    ring = cache(sink=2)
+    write(ring, 0.0)
+    with pytest.raises(SessionLimitError, match="behind the 2 of the sink"):
+        ring.skip_to(9)
+    write(ring, 1.0)
+    ring.skip_to(9)
+    with pytest.raises(SessionLimitError, match="from 9 to 8"):
+        ring.skip_to(8)
+
+
 def test_rewinding_into_the_first_frames_needs_nothing_of_the_ring() -> None:
     ring = cache(spare=1, sink=3)
     for number in range(20):

@@ -237,6 +237,31 @@ class FrameCache:
             # Nothing is left in the ring that could be overwritten.
             self._oldest = 0
 
+    @property
+    def receptive_field(self) -> int:
+        """Frames before the one to come on which its prediction depends, those of the sink aside."""
+        return self.config.receptive_field
+
+    def skip_to(self, num_frames: int) -> None:
+        """Leave frames out: the next one gets this number, those between hold zeros.
+
+        What the model makes of the frames that follow is wrong for the next `receptive_field` of
+        them, and then what it would be if none had been left out, to the last bit: they lie where
+        they would lie. So a long sequence is remembered again from its end. It cannot be rewound to
+        a frame that would see what is wrong.
+
+        Raises:
+            SessionLimitError: If the frames of the sink are not all there, or frames lie behind
+                the number already.
+        """
+        if not self.config.sink <= self.num_frames <= num_frames:
+            raise SessionLimitError(
+                f"frames can be left out behind the {self.config.sink} of the sink and those that "
+                f"are there, not from {self.num_frames} to {num_frames}"
+            )
+        self.num_frames = num_frames
+        self._oldest = num_frames + self.receptive_field + 1 - self.config.reach
+
     def fork(self) -> "FrameCache":
         """Return an independent cache; the memory is copied when one of the two is written to."""
         copy = object.__new__(FrameCache)

@@ -68,6 +68,14 @@ class CacheConfig:
         return max(*self.windows, 2 if self.notes else 1)
 
     @property
+    def receptive_field(self) -> int:
+        """Frames before the current one on which its prediction depends, those of the sink aside.
+
+        A layer sees frames that have seen frames before them.
+        """
+        return sum(window - 1 for window in self.windows) + (1 if self.notes else 0)
+
+    @property
     def capacity(self) -> int:
         """Frames kept behind the sink."""
         return self.reach + self.spare
