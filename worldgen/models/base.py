@@ -11,7 +11,7 @@ from torch import Tensor
 from worldgen.layout import SequenceLayout
 from worldgen.nn.cache import FrameCache, StepCache
 
-__all__ = ["FrameDraft", "Policy", "WorldModel"]
+__all__ = ["FrameDraft", "Policy", "TextModel", "WorldModel"]
 
 
 @dataclass(kw_only=True)
@@ -98,4 +98,20 @@ class Policy(Protocol):
             slot_ids: For each slot of an action the ids that it may take, in
                 `[0, action_vocabulary_size)`.
             choose: Gets the number of a slot and logits of its ids; returns indices of them.
+        """
+
+
+@runtime_checkable
+class TextModel(Protocol):
+    """A world model whose sequences may begin with a text, from which it draws the first frame."""
+
+    def observe_text(self, cache: StepCache, text_ids: Int[Tensor, "batch token"]) -> FrameDraft:
+        """Commit the text that sequences begin with; return the draft of their first frame.
+
+        Args:
+            cache: Empty; counts the text as its frame 0.
+            text_ids: As many ids as a step has tokens, padded with 0; all 0: the null prompt.
+
+        Raises:
+            ConfigError: If the world takes no text, the cache is not empty, or the ids do not fit.
         """
