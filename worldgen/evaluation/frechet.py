@@ -132,19 +132,26 @@ class Moments:
 
     def add(self, features: Float[Tensor, "sample feature"]) -> None:
         """Take in a batch."""
-        batch = features.detach().cpu().double()
-        if not len(batch):
+        values = features.detach().cpu().double()
+        if not len(values):
             return
-        mean = batch.mean(dim=0)
-        scatter = (batch - mean).T @ (batch - mean)
+        batch = Moments()
+        batch.count, batch._mean = len(values), values.mean(dim=0)
+        batch._scatter = (values - batch._mean).T @ (values - batch._mean)
+        self.merge(batch)
+
+    def merge(self, other: "Moments") -> None:
+        """Take in all samples of others, which stay as they are."""
+        if other._mean is None or other._scatter is None:
+            return
         if self._mean is None or self._scatter is None:
-            self.count, self._mean, self._scatter = len(batch), mean, scatter
+            self.count, self._mean, self._scatter = other.count, other._mean, other._scatter
             return
-        total = self.count + len(batch)
-        difference = mean - self._mean
-        shift = torch.outer(difference, difference) * (self.count * len(batch) / total)
-        self._scatter = self._scatter + scatter + shift
-        self._mean = self._mean + difference * (len(batch) / total)
+        total = self.count + other.count
+        difference = other._mean - self._mean
+        shift = torch.outer(difference, difference) * (self.count * other.count / total)
+        self._scatter = self._scatter + other._scatter + shift
+        self._mean = self._mean + difference * (other.count / total)
         self.count = total
 
     @property

@@ -1,7 +1,7 @@
 """Does a world stay a world: long rollouts, judged in windows of five seconds."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +21,14 @@ from worldgen.evaluation.judges.inverse_dynamics import (
     load_inverse_dynamics,
 )
 from worldgen.evaluation.judges.inverse_dynamics_measures import measure_actions
+from worldgen.evaluation.judges.probes import TileProbe
+from worldgen.evaluation.judges.tile_following import TileRules, action_names, follow_tiles
+from worldgen.evaluation.live import sessions_after, step_together
 from worldgen.evaluation.machine import hardware, versions
-from worldgen.evaluation.material import clips_of, roller_of
+from worldgen.evaluation.material import clips_of, load_world_probes
 from worldgen.evaluation.pages.film_strip import draw_film_strip
 from worldgen.evaluation.pages.strips import Strip
-from worldgen.generation import Session, Start
-from worldgen.generation.batch import advance_together
+from worldgen.generation import Session
 from worldgen.pipeline import World
 from worldgen.records import to_float
 
@@ -34,6 +36,7 @@ __all__ = [
     "WINDOW_SECONDS",
     "LongProtocol",
     "WindowMoments",
+    "at_seconds",
     "compare",
     "evaluate_long",
     "measure",
@@ -43,6 +46,7 @@ WINDOW_SECONDS = 5.0
 _STILL = 0.5
 """Mean difference of two frames, of 255, below which the second repeats the first."""
 _FRAMES_AT_ONCE = 128
+_STRIP_ROWS, _STRIP_FRAMES = 4, 16
 _FEATURES_EVERY = 2
 """Frames from one picture to the next that features are taken of; neighbours say little more."""
 
@@ -72,6 +76,14 @@ class WindowMoments:
     colour: np.ndarray = field(default_factory=lambda: np.zeros(3))
     frames: int = 0
 
+    def merge(self, other: "WindowMoments") -> None:
+        """Take in all frames of another window, which stays as it is."""
+        self.features.merge(other.features)
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.colour = self.colour + other.colour
+        self.frames += other.frames
+
 
 def evaluate_long(
     world: World,
@@ -87,10 +99,12 @@ def evaluate_long(
     the first window's; sharpness (mean size of the Laplacian) and motion (mean difference of
     neighbouring frames) over those of real frames; the shift of the mean colour; the share of
     frames that repeat the one before; and, where the world has a judge of actions, how well the
-    actions it reads from the frames agree with those taken. Real frames cut in two halves say
-    how large a Frechet distance is between equals.
+    actions it reads from the frames agree with those taken; in worlds of tiles also the share of
+    moves that scroll the map where nothing stands in the way, and leave it where something does.
+    Real frames cut in two halves say how large a Frechet distance is between equals.
 
-    Memory does not depend on the length, but for the tokens that a session keeps.
+    Memory does not depend on the length, but for the tokens that a session keeps. An interrupt
+    (Ctrl-C) ends the measurement with the windows that are complete.
 
     Args:
         world: World to measure.
@@ -104,23 +118,19 @@ def evaluate_long(
         DataError: If there are no test clips.
         EnvironmentMissingError: If the clips must be rendered and the environment is missing.
         ActionError: If the model is asked for actions and predicts none.
-        CheckpointError: If the world's judge of actions is damaged.
+        CheckpointError: If one of the world's judges is damaged.
     """
-    judge_file = world.folder / INVERSE_DYNAMICS_FILE
-    judge = None
-    if judge_file.exists():
-        judge, _ = load_inverse_dynamics(judge_file, world.action_tokenizer.schema)
     network = features or RandomFeatures()
+    judge = _Judge.of(world)
     clips, _ = clips_of(world, protocol.clips, data, lambda _: None)
-    real = measure(clips.frames, network)
-    halves = [measure(clips.frames[half::2], network) for half in range(2)]
-    floor = frechet_distance(halves[0].features, halves[1].features)
-
-    sessions = _sessions(world, protocol, clips)
+    real, floor = _real(clips.frames, network)
+    sessions = sessions_after(
+        world, clips.first(min(protocol.rollouts, len(clips))), decoder=protocol.decoder
+    )
     per_window = max(2, round(WINDOW_SECONDS * world.frames_per_second))
     count = max(1, round(protocol.seconds / WINDOW_SECONDS))
     windows: list[dict[str, Any]] = []
-    shown: list[UInt8[np.ndarray, "window height width 3"]] = []
+    shown: list[UInt8[np.ndarray, "row height width 3"]] = []
     drive = _driver(protocol, world, clips)
     with tqdm(
         total=count * per_window * len(sessions),
@@ -129,31 +139,28 @@ def evaluate_long(
         mininterval=1.0,
         disable=not progress,
     ) as bar:
-        for number in range(count):
-            begun = time.perf_counter()
-            frames, actions = _roll(sessions, drive, per_window, bar.update)
-            seconds = time.perf_counter() - begun
-            figures = compare(measure(frames, network), real)
-            figures["milliseconds_a_frame"] = 1000 * seconds / (per_window * len(sessions))
-            if judge is not None:
-                figures |= _followed(judge, frames, actions)
-            figures["from_second"] = number * WINDOW_SECONDS
-            windows.append(figures)
-            shown.append(frames[:, -1])
-    first = windows[0]["frechet"]
+        try:
+            for number in range(count):
+                begun = time.perf_counter()
+                frames, actions = _roll(sessions, drive, per_window, bar.update)
+                seconds = time.perf_counter() - begun
+                figures = {"from_second": number * WINDOW_SECONDS}
+                figures |= compare(measure(frames, network), real)
+                figures["milliseconds_a_frame"] = 1000 * seconds / (per_window * len(sessions))
+                figures |= judge.read(frames, actions)
+                windows.append(figures)
+                shown.append(frames[:_STRIP_ROWS, -1])
+        except KeyboardInterrupt:
+            if not windows:
+                raise
     for figures in windows:
-        figures["frechet_over_first"] = figures["frechet"] / max(first, 1e-12)
-    strip = draw_film_strip(
-        {f"rollout {row}": np.stack([frames[row] for frames in shown]) for row in range(4)}
-        if len(sessions) >= 4
-        else {"rollout 0": np.stack([frames[0] for frames in shown])},
-        labels=[f"{(number + 1) * WINDOW_SECONDS:.0f} s" for number in range(count)],
-    )
+        figures["frechet_over_first"] = figures["frechet"] / max(windows[0]["frechet"], 1e-12)
     return {
         "world": world.name,
         "world_hash": world.hash,
+        "interrupted": len(windows) < count,
         "protocol": {
-            "seconds": count * WINDOW_SECONDS,
+            "seconds": len(windows) * WINDOW_SECONDS,
             "frames_a_window": per_window,
             "rollouts": len(sessions),
             "actions": protocol.actions,
@@ -166,46 +173,72 @@ def evaluate_long(
         },
         "real_frames": {
             "frechet_between_halves": floor,
-            **(_followed(judge, clips.frames, clips.actions) if judge is not None else {}),
+            **judge.read(clips.frames, clips.actions),
         },
         "windows": windows,
         "drift": windows[-1]["frechet_over_first"],
+        "at_seconds": at_seconds(windows),
         "hardware": hardware(),
         "versions": versions(),
-        "film_strips": [Strip(title="the last frame of each window", picture=strip).to_json()],
+        "film_strips": [_strip(shown).to_json()],
     }
 
 
-def _sessions(world: World, protocol: LongProtocol, clips: Clips) -> list[Session]:
-    count = min(protocol.rollouts, len(clips))
-    roller = roller_of(world, count)
-    ids = roller.encode(clips.frames[:count, : clips.context])
-    action_ids = world.model.layout.actions_of_steps(
-        torch.from_numpy(world.action_tokenizer.encode(clips.actions[:count, : clips.context - 1]))
-    )
-    return [
-        world.session(
-            seed=row,
-            start=Start(visual_ids=torch.from_numpy(ids[row]), action_ids=action_ids[row]),
-            decoder=protocol.decoder,
-        )
-        for row in range(count)
-    ]
+def at_seconds(windows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what is asked of the windows that hold the seconds 6, 60 and 600, as far as they go.
+
+    Each has its Frechet distance over the first window's, and by how much less than at second 6
+    actions are followed (shares, 0.03 is three points; None where no judge reads them).
+    """
+
+    def lost(window: Mapping[str, Any], name: str) -> float | None:
+        now, early = window.get(name), at[6].get(name)
+        return None if now is None or early is None else early - now
+
+    # A second belongs to the window that it ends in: 60 to that from 55 on.
+    at = {
+        second: windows[int((second - 1) // WINDOW_SECONDS)]
+        for second in (6, 60, 600)
+        if second <= len(windows) * WINDOW_SECONDS
+    }
+    return {
+        str(second): {
+            "frechet_over_first": window["frechet_over_first"],
+            **{f"{name}_lost": lost(window, name) for name in ("actions_f1", "moves_followed")},
+        }
+        for second, window in at.items()
+    }
+
+
+def _real(
+    frames: UInt8[np.ndarray, "clip time height width 3"], network: FeatureNetwork
+) -> tuple["WindowMoments", float]:
+    """Return the sums over real frames, and the distance of every second clip from the others."""
+    halves = [measure(frames[half::2], network) for half in range(2)]
+    floor = frechet_distance(halves[0].features, halves[1].features)
+    halves[0].merge(halves[1])
+    return halves[0], floor
 
 
 _Drive = Callable[[Sequence[Session]], np.ndarray]
 
 
 def _driver(protocol: LongProtocol, world: World, clips: Clips) -> _Drive:
-    """Return what gives each session its next action, `[session, group]`."""
+    """Return what gives each session its next action and those known after it.
+
+    They are `[session, action, group]`.
+    """
     if protocol.actions == "policy":
-        return lambda sessions: np.stack([session.predict_action() for session in sessions])
+        return lambda sessions: np.stack([session.predict_action() for session in sessions])[
+            :, None
+        ]
     taken = rearrange(clips.actions[:, clips.context - 1 :], "clip step group -> (clip step) group")
 
     def recorded(sessions: Sequence[Session]) -> np.ndarray:
         # A session goes on with the actions of its own clip, then with those of the next ones.
         places = [row * clips.horizon + each.frame_index for row, each in enumerate(sessions)]
-        chosen: np.ndarray = taken[np.array(places) % len(taken)]
+        together = np.arange(sessions[0].frames_per_step)
+        chosen: np.ndarray = taken[(np.array(places)[:, None] + together) % len(taken)]
         return chosen
 
     return recorded
@@ -217,13 +250,67 @@ def _roll(
     """Return the sessions' current frames and those of some steps on, and the actions taken."""
     frames, actions = [np.stack([session.frame for session in sessions])], []
     for _ in range(steps):
-        chosen = drive(sessions)
-        ids = torch.from_numpy(sessions[0].parts.action_tokenizer.encode(chosen))
-        advance_together(sessions, [row[None] for row in ids])
+        known = drive(sessions)
+        step_together(sessions, known)
         frames.append(np.stack([session.frame for session in sessions]))
-        actions.append(chosen)
+        actions.append(known[:, 0])
         tell(len(sessions))
     return np.stack(frames, axis=1), np.stack(actions, axis=1)
+
+
+def _strip(shown: Sequence[UInt8[np.ndarray, "row height width 3"]]) -> Strip:
+    """Return the last frames of windows spread over the whole length, a row for each rollout."""
+    picked = np.unique(np.linspace(0, len(shown) - 1, min(len(shown), _STRIP_FRAMES)).round())
+    chosen = [int(number) for number in picked]
+    picture = draw_film_strip(
+        {
+            f"rollout {row}": np.stack([shown[number][row] for number in chosen])
+            for row in range(len(shown[0]))
+        },
+        labels=[f"{(number + 1) * WINDOW_SECONDS:.0f} s" for number in chosen],
+    )
+    return Strip(title="the last frame of windows", picture=picture)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judge:
+    """What reads from frames whether they followed their actions; either may be missing."""
+
+    world: World
+    reader: InverseDynamicsModel | None
+    tiles: TileProbe | None
+
+    @classmethod
+    def of(cls, world: World) -> "_Judge":
+        file, reader = world.folder / INVERSE_DYNAMICS_FILE, None
+        if file.exists():
+            reader, _ = load_inverse_dynamics(file, world.action_tokenizer.schema)
+        probes, _ = load_world_probes(world)
+        tiles = [probe for probe in probes.values() if isinstance(probe, TileProbe)]
+        return cls(world=world, reader=reader, tiles=tiles[0] if tiles else None)
+
+    def read(self, frames: np.ndarray, actions: np.ndarray) -> dict[str, Any]:
+        figures = _followed(self.reader, frames, actions) if self.reader is not None else {}
+        if self.tiles is not None:
+            names = action_names(self.world.action_tokenizer.schema, actions)
+            figures |= {"moves_followed": _moves_followed(self.tiles, frames, names)}
+        return figures
+
+
+def _moves_followed(probe: TileProbe, frames: np.ndarray, names: np.ndarray) -> float | None:
+    """Return the share of free moves that scroll the map and of blocked ones that do not."""
+    tiles = probe.read(frames)
+    flat = "clip time row column -> (clip time) row column"
+    figures = follow_tiles(
+        rearrange(tiles[:, :-1], flat),
+        rearrange(tiles[:, 1:], flat),
+        names.reshape(-1),
+        TileRules.from_config(probe.config),
+    )
+    parts = [figures[name] for name in ("free_moves_scroll", "blocked_moves_stay")]
+    cases = sum(part["cases"] for part in parts)
+    hits = sum(part["cases"] * (part["share"] or 0.0) for part in parts)
+    return hits / cases if cases else None
 
 
 def _followed(

@@ -29,6 +29,7 @@ from worldgen.evaluation.judges.probes import MotionProbe, Probe, TileProbe
 from worldgen.evaluation.judges.tile_following import (
     MOVES,
     TileRules,
+    action_names,
     follow_tiles,
     free_moves,
     reading_agreement,
@@ -299,7 +300,7 @@ def _tiles(
     read = probe.read(shown[:, : clips.horizon])
     # Frames in which the recorded actions were taken, and those that followed.
     before, after = true[:, context - 1 : -1], true[:, context:]
-    names = _action_names(material.world, clips.actions[:, context - 1 :])
+    names = action_names(schema, clips.actions[:, context - 1 :])
     held = {}
     for move in MOVES:
         if move in schema.named:
@@ -326,15 +327,6 @@ def _tiles(
 
 def _flat(grids: Int[np.ndarray, "clip time row column"]) -> Int[np.ndarray, "frame row column"]:
     return rearrange(grids, "clip time row column -> (clip time) row column")
-
-
-def _action_names(world: World, actions: np.ndarray) -> np.ndarray:
-    """Return the name of each action, empty where the schema names none."""
-    schema = world.action_tokenizer.schema
-    names = np.full(actions.shape[:-1], "", dtype="<U64")
-    for name, settings in schema.named.items():
-        names[(actions == schema.action(settings)).all(axis=-1)] = name
-    return names
 
 
 def _strips(material: Material) -> list[Strip]:

@@ -9,8 +9,19 @@ from jaxtyping import Bool, Int
 
 from worldgen.evaluation.judges.probes import TileProbeConfig
 from worldgen.evaluation.measures import fraction, shift_agreement, shifted
+from worldgen.tokenizers.action import ActionSchema
 
-__all__ = ["MOVES", "TileRules", "follow_tiles", "free_moves", "reading_agreement"]
+__all__ = [
+    "MOVES",
+    "TileRules",
+    "action_names",
+    "follow_tiles",
+    "free_moves",
+    "is_visible",
+    "landmarks",
+    "player_cell",
+    "reading_agreement",
+]
 
 MOVES = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 """Action -> where the player goes, rows down and columns right; the map scrolls the other way."""
@@ -121,6 +132,19 @@ def player_cell(tiles: Int[np.ndarray, "frame row column"], rules: TileRules) ->
     return int(row), int(column)
 
 
+def action_names(schema: ActionSchema, actions: np.ndarray) -> np.ndarray:
+    """Return the name of each action, [...], empty where the schema names none.
+
+    Args:
+        schema: Of the world.
+        actions: Settings of its groups, [..., group].
+    """
+    names = np.full(actions.shape[:-1], "", dtype="<U64")
+    for name, settings in schema.named.items():
+        names[(actions == schema.action(settings)).all(axis=-1)] = name
+    return names
+
+
 def follow_tiles(
     before: Int[np.ndarray, "frame row column"],
     after: Int[np.ndarray, "frame row column"],
@@ -148,8 +172,11 @@ def follow_tiles(
     for move, (down, right) in MOVES.items():
         for frame in np.flatnonzero(actions == move):
             expected = (-down, -right) if free[move][frame] else (0, 0)
-            first, then = _map_of(before[frame], cell, rules), _map_of(after[frame], cell, rules)
-            if not _visible(first, (-down, -right)):
+            first, then = (
+                landmarks(before[frame], cell, rules),
+                landmarks(after[frame], cell, rules),
+            )
+            if not is_visible(first, (-down, -right)):
                 continue
             agreement = shift_agreement(first, then)
             hit = max(agreement, key=lambda shift: agreement[shift]) == expected
@@ -200,17 +227,18 @@ def _removed(
     return {**_share(hits), "blocks": {rules.names[n]: _share(h) for n, h in blocks.items() if h}}
 
 
-def _map_of(
+def landmarks(
     tiles: Int[np.ndarray, "row column"], cell: tuple[int, int], rules: TileRules
 ) -> Int[np.ndarray, "row column"]:
-    """Return the map with the player and the mobs unknown: they move on their own."""
+    """Return the map with the player and the mobs unknown (-1): they move on their own."""
     ground = tiles[: rules.map_rows].copy()
     ground[np.isin(ground, (*rules.mobs, *rules.arrows))] = -1
     ground[cell] = -1
     return ground
 
 
-def _visible(ground: Int[np.ndarray, "row column"], shift: tuple[int, int]) -> bool:
+def is_visible(ground: Int[np.ndarray, "row column"], shift: tuple[int, int]) -> bool:
+    """Whether a scroll of the map by so many rows and columns can be seen: a plain looks alike."""
     moved = shifted(ground, *shift)
     return int(((moved != ground) & (moved >= 0) & (ground >= 0)).sum()) >= _LEAST_CELLS
 
