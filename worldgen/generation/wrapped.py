@@ -4,8 +4,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from worldgen.errors import ConfigError
 from worldgen.layout import SequenceLayout
-from worldgen.models.base import FrameDraft, WorldModel
+from worldgen.models.base import FrameDraft, TextModel, WorldModel
+from worldgen.models.conditions import StepConditions
 from worldgen.nn.cache import FrameCache, StepCache
 
 __all__ = ["WrappedModel"]
@@ -41,9 +43,16 @@ class WrappedModel:
         cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
+        conditions: StepConditions | None = None,
     ) -> FrameDraft:
         """Commit one step to the cache; return the draft of the next frame."""
-        return self.inner.observe(cache, visual_ids, action_ids)
+        return self.inner.observe(cache, visual_ids, action_ids, conditions)
+
+    def observe_text(self, cache: StepCache, text_ids: Int[Tensor, "batch token"]) -> FrameDraft:
+        """Commit the text that sequences begin with; see `TextModel.observe_text`."""
+        if not isinstance(self.inner, TextModel):
+            raise ConfigError(f"a {type(self.inner).__name__} takes no text; leave it out")
+        return self.inner.observe_text(cache, text_ids)
 
     def predict(
         self, draft: FrameDraft, cells: Int[Tensor, " group"]

@@ -7,11 +7,14 @@ from typing import Any
 from worldgen.checkpoint import load_state, load_tensors, save_tensors
 from worldgen.config import build, to_mapping
 from worldgen.errors import CheckpointError, ConfigError
-from worldgen.models.base import FrameDraft, Policy, WorldModel
+from worldgen.models.base import FrameDraft, Policy, TextModel, WorldModel
+from worldgen.models.conditions import StepConditions, stack_conditions
 from worldgen.models.driving import DrivingConfig, DrivingTransformer
 from worldgen.models.interleaved import InterleavedConfig, InterleavedTransformer
-from worldgen.models.next_frame import NextFrameConfig, NextFrameTransformer
+from worldgen.models.next_frame import NextFrameTransformer
+from worldgen.models.next_frame_config import NextFrameConfig
 from worldgen.models.next_token import NextTokenConfig, NextTokenTransformer
+from worldgen.models.recall import find_recalled, frames_around, recalled_of_episode
 
 __all__ = [
     "DrivingConfig",
@@ -24,12 +27,18 @@ __all__ = [
     "NextTokenConfig",
     "NextTokenTransformer",
     "Policy",
+    "StepConditions",
+    "TextModel",
     "Transformer",
     "TransformerConfig",
     "WorldModel",
     "build_world_model",
+    "find_recalled",
+    "frames_around",
     "load_world_model",
+    "recalled_of_episode",
     "save_world_model",
+    "stack_conditions",
     "world_model_config",
 ]
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldgen.layout import SequenceLayout
+from worldgen.models.conditions import StepConditions
 from worldgen.nn.cache import FrameCache, StepCache
 
 __all__ = ["FrameDraft", "Policy", "TextModel", "WorldModel"]
@@ -49,8 +50,19 @@ class WorldModel(Protocol):
         cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
+        conditions: StepConditions | None = None,
     ) -> FrameDraft:
-        """Commit one step (frame and action) to the cache; return the draft of the next frame."""
+        """Commit one step (frame and action) to the cache; return the draft of the next frame.
+
+        Args:
+            cache: Of the steps before.
+            visual_ids: Of the frame.
+            action_ids: The action taken in it.
+            conditions: What the step is told beside them; one step for each sequence.
+
+        Raises:
+            ConfigError: If the model does not take such conditions.
+        """
 
     def predict(
         self, draft: FrameDraft, cells: Int[Tensor, " group"]

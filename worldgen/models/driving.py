@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from worldgen.models.base import FrameDraft
+from worldgen.models.conditions import StepConditions, refuse_conditions
 from worldgen.models.driving_blocks import DrivingBlock, carriers, cell_distances, readout
 from worldgen.models.driving_config import DrivingConfig
 from worldgen.models.driving_context import DrivingContext, place_rotary
@@ -205,12 +206,17 @@ class DrivingTransformer(DrivingContext):
         cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
+        conditions: StepConditions | None = None,
     ) -> DrivingDraft:
         """Commit one step (frame and action) to the cache; return the draft of the next frame.
 
         The context reads the frame with the action that led to it, which the cache has noted. The
         action taken in it is noted for the next frame, and what the draft begins with.
+
+        Raises:
+            ConfigError: If there are conditions, of which this family takes none.
         """
+        refuse_conditions(conditions, "driving")
         visual_ids, action_ids = visual_ids.to(self.device), action_ids.to(self.device)
         states = self.read_step(cache, visual_ids, remember=True)
         cache.note(action_ids)

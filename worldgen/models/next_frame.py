@@ -1,7 +1,6 @@
 """An interleaved transformer that asks every cell of a frame for the same cell one frame later."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from einops import rearrange, repeat
@@ -10,33 +9,16 @@ from torch import Tensor, nn
 
 from worldgen.errors import ConfigError
 from worldgen.models.base import FrameDraft
-from worldgen.models.interleaved import InterleavedConfig, InterleavedTransformer
+from worldgen.models.conditions import StepConditions
+from worldgen.models.interleaved import InterleavedTransformer
+from worldgen.models.next_frame_config import NextFrameConfig
+from worldgen.models.step_embedding import StepEmbedding, check_conditions
 from worldgen.nn.attention import attend
 from worldgen.nn.blocks import Block, initialise
 from worldgen.nn.cache import StepCache
 from worldgen.nn.rotary import RotaryTable, rotary_table
 
 __all__ = ["NextFrameConfig", "NextFrameDraft", "NextFrameTransformer", "group_masks"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NextFrameConfig(InterleavedConfig):
-    """Sizes of a next-frame transformer."""
-
-    actions_first: ClassVar[bool] = True
-
-    within_frame_depth: int = 2
-    """Layers of the stack that ties the cells of the frame being drawn to each other."""
-    token_embedding_width: int = 64
-    """Width of a visual token's embedding before its 3 x 3 neighbourhood is read."""
-    rotary_base: float = 100.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.within_frame_depth < 1:
-            raise ConfigError(
-                f"within_frame_depth must be at least 1, got {self.within_frame_depth}"
-            )
 
 
 @dataclass(kw_only=True)
@@ -49,57 +31,6 @@ class NextFrameDraft(FrameDraft):
     """Prediction of every cell before any cell of the frame is known."""
     keys_values: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Keys and values of the revealed cells, a pair per layer of the within-frame stack."""
-
-
-class StepEmbedding(nn.Module):
-    """Embeds the tokens of a step: actions by table, frames by table and 3 x 3 neighbourhood."""
-
-    def __init__(self, config: NextFrameConfig) -> None:
-        super().__init__()
-        self.rows = config.rows
-        self.action_vocabulary_size = config.action_vocabulary_size
-        self.frames_per_step = config.frames_per_step
-        self.visual = nn.Embedding(config.codebook_size, config.token_embedding_width)
-        self.neighbourhood = nn.Conv2d(config.token_embedding_width, config.width, 3, padding=1)
-        num_actions = config.action_vocabulary_size * config.frames_per_step
-        self.action = nn.Embedding(max(num_actions, 1), config.width)
-        self.action_to_cells = nn.Linear(config.width, config.width, bias=False)
-
-    def forward(
-        self,
-        visual_ids: Int[Tensor, "batch frame cell"],
-        action_ids: Int[Tensor, "batch frame slot"],
-    ) -> Float[Tensor, "batch frame token width"]:
-        """Return the embedded steps, tokens in the order of the layout."""
-        batch = visual_ids.shape[0]
-        grid = rearrange(
-            self.visual(visual_ids),
-            "b frame (row column) channel -> (b frame) channel row column",
-            row=self.rows,
-        )
-        cells = rearrange(
-            self.neighbourhood(grid),
-            "(b frame) channel row column -> b frame (row column) channel",
-            b=batch,
-        )
-        actions = self.action(self._numbered(action_ids))
-        # Attention could bring the action to every cell; giving it outright makes a short
-        # training follow it, which is what a player notices first.
-        cells = cells + self.action_to_cells(actions.sum(dim=2, keepdim=True))
-        return torch.cat((actions, cells), dim=2)
-
-    def _numbered(
-        self, action_ids: Int[Tensor, "batch frame slot"]
-    ) -> Int[Tensor, "batch frame slot"]:
-        """Return ids that differ for the same action in different frames of a step.
-
-        The cells get the sum of the embedded actions, which would forget their order.
-        """
-        frames = torch.arange(self.frames_per_step, device=action_ids.device)
-        slots = action_ids.shape[-1] // self.frames_per_step
-        return (
-            action_ids + repeat(frames, "q -> (q slot)", slot=slots) * self.action_vocabulary_size
-        )
 
 
 class WithinFrame(nn.Module):
@@ -139,12 +70,19 @@ class NextFrameTransformer(InterleavedTransformer):
     frame, raster one and a light one per further cell.
 
     A frame sees itself and earlier frames as a whole, never a later one.
+
+    Where the configuration has text, every sequence begins with a *text step*: ids of a text at the
+    places of a step, at time 0, remembered for ever by the sink. What it says about the cells is
+    the prediction of the first frame. A sequence that is not given a text begins with the null
+    prompt, the text of padding alone, and so does a trained share of sequences.
     """
 
     def __init__(self, config: NextFrameConfig) -> None:
         super().__init__(config, config.codebook_size)
         self.config = config
         self.embedding = StepEmbedding(config)
+        if config.text_vocabulary_size:
+            self.text = nn.Embedding(config.text_vocabulary_size, config.width)
         self.within_frame = WithinFrame(config)
         initialise(self, depth=len(config.windows) + config.within_frame_depth)
 
@@ -174,7 +112,9 @@ class NextFrameTransformer(InterleavedTransformer):
         self,
         visual_ids: Int[Tensor, "batch frame cell"],
         action_ids: Int[Tensor, "batch frame slot"],
-    ) -> Float[Tensor, "batch frame cell width"]:
+        conditions: StepConditions | None = None,
+        text_ids: Int[Tensor, "batch token"] | None = None,
+    ) -> Float[Tensor, "batch step cell width"]:
         """Return for every step what it says about the cells of the next frame.
 
         The whole clip in one pass: for training, and the oracle of the cached path.
@@ -182,18 +122,76 @@ class NextFrameTransformer(InterleavedTransformer):
         Args:
             visual_ids: Ids in `[0, codebook_size)`.
             action_ids: Ids in `[0, action_vocabulary_size)`; the action taken in each frame.
+            conditions: What the steps are told beside frame and action. Without times a frame's is
+                its number, counted from 0, or from 1 in worlds with text.
+            text_ids: Ids in `[0, text_vocabulary_size)`, as many as a step has tokens, padded with
+                0. With a text the first step returned is what it says about the first frame.
+
+        Raises:
+            ConfigError: If the world takes no text or not such conditions, or their shapes or
+                values are wrong.
         """
-        rotary = self._sequence_rotary(torch.arange(visual_ids.shape[1]))
-        steps = self.run_clip(self.embedding(visual_ids, action_ids), rotary)
-        return steps[:, :, self.layout.visual_slice]
+        batch, frames = visual_ids.shape[:2]
+        steps = self._embed(visual_ids, action_ids, conditions)
+        with_text = self.config.text_vocabulary_size > 0
+        times = torch.arange(frames) + with_text
+        if conditions is not None and conditions.times is not None:
+            times = conditions.times
+        if with_text or text_ids is not None:
+            steps = torch.cat((self._text_step(text_ids, batch)[:, None], steps), dim=1)
+            times = torch.cat((times.new_zeros(*times.shape[:-1], 1), times), dim=-1)
+        told = self.run_clip(steps, self._sequence_rotary(times))[:, :, self.layout.visual_slice]
+        return told[:, 1:] if with_text and text_ids is None else told
 
     def forward(
         self,
         visual_ids: Int[Tensor, "batch frame cell"],
         action_ids: Int[Tensor, "batch frame slot"],
-    ) -> Float[Tensor, "batch frame cell codebook"]:
-        """Return logits of the frame that follows each step, before any of its cells is known."""
-        return self.read(self.encode_steps(visual_ids, action_ids))
+        conditions: StepConditions | None = None,
+        text_ids: Int[Tensor, "batch token"] | None = None,
+    ) -> Float[Tensor, "batch step cell codebook"]:
+        """Return logits of the frame that follows each step, before any of its cells is known.
+
+        Arguments, and what they raise, as of `encode_steps`.
+        """
+        return self.read(self.encode_steps(visual_ids, action_ids, conditions, text_ids))
+
+    def _embed(
+        self,
+        visual_ids: Int[Tensor, "batch frame cell"],
+        action_ids: Int[Tensor, "batch frame slot"],
+        conditions: StepConditions | None,
+    ) -> Float[Tensor, "batch frame token width"]:
+        if conditions is not None:
+            check_conditions(self.config, conditions, *visual_ids.shape[:2])
+            conditions = conditions.to(self.device)
+        embedded: Tensor = self.embedding(visual_ids, action_ids, conditions)
+        return embedded
+
+    def _text_step(
+        self, text_ids: Int[Tensor, "batch token"] | None, batch: int
+    ) -> Float[Tensor, "batch token width"]:
+        """Return the embedded text step; None: of the null prompt."""
+        vocabulary, tokens = self.config.text_vocabulary_size, self.layout.tokens_per_step
+        if not vocabulary:
+            raise ConfigError(
+                "this world takes no text; leave it out, or train a world whose model has "
+                "text_vocabulary_size"
+            )
+        if text_ids is None:
+            text_ids = torch.zeros(batch, tokens, dtype=torch.int64)
+        if text_ids.shape != (batch, tokens):
+            raise ConfigError(
+                f"a text must have as many ids as a step has tokens, padded with 0: [batch, token] "
+                f"= {[batch, tokens]}; got {list(text_ids.shape)}"
+            )
+        if int(text_ids.amin()) < 0 or int(text_ids.amax()) >= vocabulary:
+            raise ConfigError(
+                f"ids of a text must lie in [0, {vocabulary}) in this world, got "
+                f"{int(text_ids.amin())} to {int(text_ids.amax())}; is it another tokenizer's?"
+            )
+        embedded: Tensor = self.text(text_ids.to(self.device))
+        return embedded
 
     # The frame being drawn
 
@@ -240,22 +238,87 @@ class NextFrameTransformer(InterleavedTransformer):
         cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
+        conditions: StepConditions | None = None,
     ) -> NextFrameDraft:
-        """Commit one step (frame and action) to the cache; return the draft of the next frame."""
+        """Commit one step (frame and action) to the cache; return the draft of the next frame.
+
+        In a world with text an empty cache is given the null prompt first.
+
+        Args:
+            cache: Of the steps before.
+            visual_ids: Of the frame.
+            action_ids: The action taken in it.
+            conditions: What the step is told beside them; one step for each sequence.
+
+        Raises:
+            ConfigError: If the world does not take such conditions, or their shapes or values are
+                wrong.
+        """
         visual_ids, action_ids = visual_ids.to(self.device), action_ids.to(self.device)
-        step = self._embed_step(visual_ids, action_ids)
-        stream = self.run_step(cache, step, self._sequence_rotary(cache.frame_numbers[:, None]))
+        if conditions is not None:
+            check_conditions(self.config, conditions, len(visual_ids), 1)
+            conditions = conditions.to(self.device)
+        step = self._embed_step(visual_ids, action_ids, conditions)
+        if self.config.text_vocabulary_size and not bool(cache.frame_numbers.any()):
+            self._run(cache, self._text_step(None, len(visual_ids)))
+        times = None if conditions is None else conditions.times
+        return self._run(cache, step, times, visual_ids)
+
+    @torch.no_grad()
+    def observe_text(
+        self, cache: StepCache, text_ids: Int[Tensor, "batch token"]
+    ) -> NextFrameDraft:
+        """Commit the text that sequences begin with; return the draft of their first frame.
+
+        The cache counts the text as its frame 0.
+
+        Args:
+            cache: Empty.
+            text_ids: Ids in `[0, text_vocabulary_size)`, as many as a step has tokens, padded with
+                0; all 0: the null prompt.
+
+        Raises:
+            ConfigError: If the world takes no text, there are steps in the cache already, or the
+                shape or the ids are wrong.
+        """
+        step = self._text_step(text_ids, len(text_ids))
+        if bool(cache.frame_numbers.any()):
+            raise ConfigError(
+                f"a text stands in front of the first frame, and there are "
+                f"{int(cache.frame_numbers.max())} steps already; begin a new sequence with it"
+            )
+        return self._run(cache, step)
+
+    def _run(
+        self,
+        cache: StepCache,
+        step: Float[Tensor, "batch token width"],
+        times: Int[Tensor, "batch 1"] | None = None,
+        previous_ids: Int[Tensor, "batch cell"] | None = None,
+    ) -> NextFrameDraft:
+        times = cache.frame_numbers[:, None] if times is None else times
+        stream = self.run_step(cache, step, self._sequence_rotary(times))
         hidden = stream[:, self.layout.visual_slice]
-        return NextFrameDraft(previous_ids=visual_ids, hidden=hidden, logits=self.read(hidden))
+        if previous_ids is None:
+            previous_ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
+        return NextFrameDraft(previous_ids=previous_ids, hidden=hidden, logits=self.read(hidden))
 
     def _embed_step(
-        self, visual_ids: Int[Tensor, "batch cell"], action_ids: Int[Tensor, "batch slot"]
+        self,
+        visual_ids: Int[Tensor, "batch cell"],
+        action_ids: Int[Tensor, "batch slot"],
+        conditions: StepConditions | None,
     ) -> Float[Tensor, "batch token width"]:
         # On CPU a convolution of one picture, and a product with one vector, are rounded otherwise
         # than those of many. One by one, a row's numbers do not depend on who else is in the batch.
-        rows = 1 if self.device.type == "cpu" else len(visual_ids)
-        pieces = zip(visual_ids[:, None].split(rows), action_ids[:, None].split(rows), strict=True)
-        return torch.cat([self.embedding(*piece)[:, 0] for piece in pieces])
+        batch = len(visual_ids)
+        size = 1 if self.device.type == "cpu" else batch
+        pieces = []
+        for first in range(0, batch, size):
+            rows = slice(first, first + size)
+            told = None if conditions is None else conditions.rows(rows)
+            pieces.append(self.embedding(visual_ids[rows, None], action_ids[rows, None], told))
+        return torch.cat(pieces)[:, 0]
 
     @torch.no_grad()
     def predict(

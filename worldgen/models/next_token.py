@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from worldgen.errors import ConfigError
 from worldgen.models.base import FrameDraft
+from worldgen.models.conditions import StepConditions, refuse_conditions
 from worldgen.models.interleaved import InterleavedConfig, InterleavedTransformer
 from worldgen.nn.attention import AttentionConfig, attend
 from worldgen.nn.blocks import BlockConfig, initialise
@@ -209,8 +210,14 @@ class NextTokenTransformer(InterleavedTransformer):
         cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
+        conditions: StepConditions | None = None,
     ) -> NextTokenDraft:
-        """Commit one step (frame and action) to the cache; return the draft of the next frame."""
+        """Commit one step (frame and action) to the cache; return the draft of the next frame.
+
+        Raises:
+            ConfigError: If there are conditions, of which this family takes none.
+        """
+        refuse_conditions(conditions, "interleaved_next_token")
         ids = self.step_ids(visual_ids, action_ids)
         tokens = ids.shape[1]
         numbers = cache.frame_numbers[:, None]
@@ -388,7 +395,8 @@ class StepInTheMaking:
             stop = num_past + inside.shape[-1]
             past = inside.new_ones(*inside.shape[:-1], num_past)
             mask = torch.cat((past, inside), dim=-1)
-            return attend(query, keys[:, :, :stop], values[:, :, :stop], mask)
+            bias = model.decay(self._cache, layer, inside.shape[-1])
+            return attend(query, keys[:, :, :stop], values[:, :, :stop], mask, bias=bias)
 
         return model.run_blocks(tokens, rotary, see)
 
