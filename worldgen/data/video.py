@@ -1,10 +1,8 @@
-"""Write and read video files frame by frame with PyAV; lossless when asked."""
+"""Write and read video files frame by frame; lossless when asked."""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Self, cast
 
 import av
 import numpy as np
@@ -13,10 +11,11 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from worldgen.checkpoint import write_atomically
+from worldgen.data.outputs import open_output
 from worldgen.errors import DataError
 
 __all__ = [
-    "VideoWriter",
+    "at_rate",
     "iterate_timed_video",
     "iterate_video",
     "num_declared_frames",
@@ -25,87 +24,7 @@ __all__ = [
     "write_video",
 ]
 
-_KEY_FRAME_DISTANCE = 30
 _UNSURE_SECONDS = 0.5
-
-
-class VideoWriter:
-    """Encode frames as they come into one mp4 file (H.264, no B-frames, a key frame every 30).
-
-    A context manager. The file is complete only after the block ends without an error; use
-    `write_video` for a file that appears at once.
-
-    Args:
-        path: Destination; overwritten.
-        frames_per_second: Rate written into the file.
-        lossless: Keep every RGB value (libx264rgb). Otherwise yuv420p, which every browser plays
-            and which needs even sides.
-        scale: Each pixel becomes a square of this many pixels.
-
-    Example:
-        >>> with VideoWriter(Path("clip.mp4"), 20.0, scale=4) as video:
-        ...     video.write(frame)
-    """
-
-    def __init__(
-        self, path: Path, frames_per_second: float, *, lossless: bool = False, scale: int = 1
-    ) -> None:
-        self._container = av.open(str(path), "w", format="mp4")
-        self._rate = Fraction(frames_per_second).limit_denominator(1001)
-        self._lossless = lossless
-        self._scale = scale
-        self._stream: VideoStream | None = None
-
-    def write(self, frame: NDArray[np.uint8]) -> None:
-        """Append one frame.
-
-        Args:
-            frame: uint8 [height, width, 3]; every frame has the shape of the first.
-
-        Raises:
-            DataError: If the frame is not uint8 RGB or changes size.
-        """
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
-            raise DataError(
-                f"a video frame is uint8 [height, width, 3], got {frame.dtype} {frame.shape}"
-            )
-        large = frame.repeat(self._scale, axis=0).repeat(self._scale, axis=1)
-        stream = self._stream or self._open_stream(large.shape[0], large.shape[1])
-        if (stream.height, stream.width) != large.shape[:2]:
-            raise DataError(
-                f"video frames change size: first {(stream.height, stream.width)}, "
-                f"now {large.shape[:2]}; write them to two files"
-            )
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(large), format="rgb24")
-        self._container.mux(stream.encode(picture))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._stream is not None and error is None:
-            self._container.mux(self._stream.encode(None))
-        self._container.close()
-
-    def _open_stream(self, height: int, width: int) -> VideoStream:
-        codec, pixels = ("libx264rgb", "rgb24") if self._lossless else ("libx264", "yuv420p")
-        if not self._lossless and (height % 2 or width % 2):
-            raise DataError(
-                f"a lossy video needs even sides, got {height}x{width}; use lossless=True or scale=2"
-            )
-        stream = cast("VideoStream", self._container.add_stream(codec, rate=self._rate))
-        stream.height, stream.width, stream.pix_fmt = height, width, pixels
-        stream.codec_context.gop_size = _KEY_FRAME_DISTANCE
-        stream.codec_context.thread_count = 1
-        quality = {"crf": "0", "preset": "ultrafast"} if self._lossless else {"crf": "16"}
-        stream.options = {"bf": "0", **quality}
-        self._stream = stream
-        return stream
 
 
 def write_video(
@@ -116,10 +35,10 @@ def write_video(
     lossless: bool = False,
     scale: int = 1,
 ) -> None:
-    """Write a whole mp4 file, which appears under its name only when complete.
+    """Write a whole video, which appears under its name only when complete; see `open_output`.
 
     Args:
-        path: Destination; its folder is made when missing.
+        path: Destination, `*.mp4`, `*.webm` or `*.gif`; its folder is made when missing.
         frames: uint8 [height, width, 3] each, or one array [time, height, width, 3]; consumed one
             at a time.
         frames_per_second: Rate written into the file.
@@ -131,13 +50,12 @@ def write_video(
     """
 
     def write(temporary: Path) -> None:
-        count = 0
-        with VideoWriter(temporary, frames_per_second, lossless=lossless, scale=scale) as video:
+        with open_output(temporary, frames_per_second, lossless=lossless, scale=scale) as output:
             for frame in frames:
-                video.write(frame)
-                count += 1
-        if count == 0:
-            raise DataError(f"no frames to write to {path}")
+                output.write(frame)
+            if not output.num_frames:
+                raise DataError(f"no frames to write to {path}")
+            output.finish()
 
     write_atomically(path, write)
 
@@ -212,6 +130,35 @@ def iterate_timed_video(
             f"{path} ends early: it announces {declared} frames and holds {packets}; copy or "
             "record it again"
         )
+
+
+def at_rate(
+    timed: Iterable[tuple[float, NDArray[np.uint8]]], frames_per_second: float
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield the frames of a video at another rate, each with its number in the video.
+
+    Frame `i` is the one nearest in time to `i / frames_per_second` after the first one, the
+    earlier of two that are as near; the last one is not later than the video's last.
+
+    Args:
+        timed: Frames with their times in seconds, as `iterate_timed_video` yields them.
+        frames_per_second: Wanted.
+    """
+    first: float | None = None
+    made = 0
+    held: tuple[float, int, NDArray[np.uint8]] | None = None
+    for number, (seconds, frame) in enumerate(timed):
+        first = seconds if first is None else first
+        time = seconds - first
+        if held is not None:
+            while made / frames_per_second <= (held[0] + time) / 2:
+                yield held[1], held[2]
+                made += 1
+        held = time, number, frame
+    # Times of files are whole numbers of a clock: as near as a thousandth of a frame is there.
+    while held is not None and made <= held[0] * frames_per_second + 1e-3:
+        yield held[1], held[2]
+        made += 1
 
 
 def num_declared_frames(path: Path) -> int:
