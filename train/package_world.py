@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from worldgen.evaluation.material import PROBES_FILE
 from worldgen.evaluation.pages.page import format_figure
 from worldgen.generation import SamplingConfig, Start
 from worldgen.layout import SequenceLayout
-from worldgen.models import load_world_model
+from worldgen.models import NextFrameTransformer, load_world_model
 from worldgen.pipeline import (
     MODEL_FILE,
     STARTS_FILE,
@@ -38,7 +38,9 @@ from worldgen.pipeline import (
 )
 from worldgen.records import to_float
 from worldgen.tokenizers.action import ActionTokenizer, is_driving_schema
+from worldgen.tokenizers.text import TextTokenizer
 from worldgen.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
+from worldgen.training.told import TEXT_FILE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,7 @@ def run(cfg: DictConfig) -> Path:
         Path(config.out),
         name=config.name,
         dataset=Dataset(Path(config.data["folder"])),
+        more_datasets=[Dataset(Path(folder)) for folder in config.data.get("more_folders", ())],
         tokenizer_file=Path(config.tokenizer_file),
         model_file=Path(config.model_file),
         probe_file=Path(config.probe_file),
@@ -134,6 +137,7 @@ def package(
     *,
     name: str,
     dataset: Dataset,
+    more_datasets: Sequence[Dataset] = (),
     tokenizer_file: Path,
     model_file: Path,
     world: WorldConfig,
@@ -152,8 +156,9 @@ def package(
         out: Folder, made when missing.
         name: Of the world.
         dataset: Recording of both trainings; starts and test clips come from its test split.
+        more_datasets: Recordings that the world model was trained on beside it.
         tokenizer_file: Of the trained visual tokenizer.
-        model_file: Of the trained world model.
+        model_file: Of the trained world model; one with text has its `text.json` beside it.
         world: For the card.
         starts: How many beginnings, and where.
         probe_file: Judges of real frames, copied into the world if the file exists.
@@ -176,6 +181,8 @@ def package(
             f"{tokenizer_file}; train the world model again"
         )
     tokenizer_training = load_tensors(tokenizer_file)[1].get("training", {})
+    if isinstance(model, NextFrameTransformer) and model.config.text_vocabulary_size:
+        TextTokenizer.load(model_file.parent / TEXT_FILE).save(out / TEXT_FILE)
     _store(tokenizer_file, out / TOKENIZER_FILE, tokenizer)
     _store(model_file, out / MODEL_FILE, model)
     save_starts(out / STARTS_FILE, make_starts(dataset, tokenizer, starts))
@@ -187,7 +194,8 @@ def package(
         if file is not None and file.exists():
             save_tensors(out / judges_name, *load_tensors(file))
     metadata = dataset.metadata
-    frames = {split: _frames(dataset, split) for split in SPLITS}
+    datasets = (dataset, *more_datasets)
+    frames = {split: sum(_frames(each, split) for each in datasets) for split in SPLITS}
     card = WorldCard(
         name=name,
         title=world.title,
@@ -204,9 +212,8 @@ def package(
         },
         training={
             "commands": [
-                _recording_command(dataset, sum(frames.values())),
-                f"python -m train.visual_tokenizer experiment={name}",
-                f"python -m train.world_model experiment={name}",
+                *(_recording_command(each) for each in datasets),
+                *_training_commands(name, summary["config"], datasets),
             ],
             "seed": summary["config"]["seed"],
             "tokenizer_steps": tokenizer_training.get("steps"),
@@ -249,9 +256,31 @@ def _trained(summary: Mapping[str, Any]) -> dict[str, Any]:
     return total | ({"world_model_stages": len(stages)} if len(stages) > 1 else {})
 
 
-def _recording_command(dataset: Dataset, frames: int) -> str:
+def _training_commands(
+    name: str, config: Mapping[str, Any], datasets: Sequence[Dataset]
+) -> list[str]:
+    """Return the commands of the trainings, with the files of others that they began with."""
+    commands = []
+    changes = [f"experiment={name}"]
+    own = f"runs/visual_tokenizer/{name}/{TOKENIZER_FILE}"
+    if config["tokenizer_file"] == own:
+        commands.append(f"python -m train.visual_tokenizer experiment={name}")
+    else:
+        changes.append(f"tokenizer_file={config['tokenizer_file']}")
+    if config.get("initial_weights") is not None:
+        changes.append(f"initial_weights={config['initial_weights']}")
+    if config["model"].get("text_vocabulary_size"):
+        commands += [f"python -m envs.caption {dataset.folder}" for dataset in datasets]
+    if len(datasets) > 1:
+        more = ",".join(str(dataset.folder) for dataset in datasets[1:])
+        changes.append(f"data.more_folders=[{more}]")
+    return [*commands, f"python -m train.world_model {' '.join(changes)}"]
+
+
+def _recording_command(dataset: Dataset) -> str:
     if dataset.metadata.environment is None:
         return f"worldgen data convert RECORDINGS --out {dataset.folder}"
+    frames = sum(_frames(dataset, split) for split in SPLITS)
     return f"python -m envs.record env={dataset.folder.name} frames={frames}"
 
 

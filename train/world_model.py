@@ -2,26 +2,25 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 import torch
 from omegaconf import DictConfig
 
 from train.package_world import StartsConfig, WorldConfig, package
+from train.world_model_validation import ValidationConfig, validate, validation_steps
 from worldgen.checkpoint import file_hash, load_state
 from worldgen.config import build, to_mapping
 from worldgen.data.episodes import Dataset
-from worldgen.data.token_cache import TokenCache, open_or_build_token_cache
-from worldgen.errors import CheckpointError, DataError, WorldgenError
-from worldgen.evaluation.pages.film_strip import film_strip
-from worldgen.evaluation.rollout import Roller
-from worldgen.generation import SamplingConfig, make_decoder
+from worldgen.data.token_cache import join_token_caches, open_or_build_token_cache
+from worldgen.errors import CheckpointError, ConfigError, DataError, WorldgenError
 from worldgen.models import (
+    NextFrameConfig,
     Transformer,
     TransformerConfig,
     build_world_model,
@@ -29,9 +28,8 @@ from worldgen.models import (
     save_world_model,
     world_model_config,
 )
-from worldgen.nn.image_quality import psnr
-from worldgen.records import to_float
 from worldgen.tokenizers.action import ActionTokenizer
+from worldgen.tokenizers.text import TextTokenizer
 from worldgen.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
 from worldgen.training import (
     Clock,
@@ -50,7 +48,25 @@ from worldgen.training import (
 )
 from worldgen.training.context import CorruptionConfig, OnPolicyConfig, RandomTokensConfig
 from worldgen.training.settings import TrainingConfig, refuse_other_settings
+from worldgen.training.tasks import TaskClips, TasksConfig
+from worldgen.training.told import (
+    TEXT_FILE,
+    captions_of_steps,
+    open_or_train_text_tokenizer,
+    recalled_of_steps,
+)
 from worldgen.training.world_model_loss import WorldModelLossConfig, world_model_losses
+
+_TOLD = {
+    "text_vocabulary_size",
+    "longest_jump",
+    "farthest_goal",
+    "recall_after",
+    "noise_levels",
+    "sink",
+}
+"""What initial weights may lack: fields of a model that say what its steps are told and see beside
+their window."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +74,13 @@ class DataConfig:
     """Recording, and the clips cut from it."""
 
     folder: str
+    more_folders: tuple[str, ...]
+    """Recordings of the same environment and actions to train on beside it. Starts and test clips
+    are those of `folder`."""
     clip_frames: int
     """Frames of context in a training clip; what follows each step of it is predicted."""
     encoded_steps: int
     """Grids that a tokenizer of clips makes of a recording before it starts afresh."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValidationConfig:
-    """Rollouts drawn while training."""
-
-    decoder: str
-    sampling: SamplingConfig
-    context: int
-    """True frames before a rollout."""
-    steps: int
-    """Frames generated."""
-    strips: int
-    """Clips drawn as film strips; figures are over `TrainingConfig.validation_frames` clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +94,18 @@ class RunConfig:
     tokenizer_file: str
     """File of the trained visual tokenizer."""
     initial_weights: str | None
-    """File of another world model of the same sizes to start from, None: random weights."""
+    """File of another world model of the same sizes to start from, None: random weights. It may
+    lack what steps are told, and text."""
+    text_tokenizer_file: str | None
+    """Hugging Face `tokenizer.json` for a model with text. None: the `text.json` beside the initial
+    weights, or, if there is none, one trained on the captions of the recording."""
     data: DataConfig
     model: dict[str, Any]
     """Family and sizes; grid, codebook and actions follow from tokenizer and data."""
     losses: WorldModelLossConfig
     corruption: CorruptionConfig | RandomTokensConfig
     on_policy: OnPolicyConfig
+    tasks: TasksConfig
     validation: ValidationConfig
     training: TrainingConfig
     world: WorldConfig
@@ -103,15 +113,21 @@ class RunConfig:
 
     def fixed(self, tokenizer_hash: str) -> dict[str, Any]:
         """What must be equal for a run to be resumed."""
+        data = to_mapping(self.data)
+        # Runs that were begun before these settings existed are those without them.
+        if not self.data.more_folders:
+            del data["more_folders"]
+        tasks = {} if self.tasks == TasksConfig() else {"tasks": to_mapping(self.tasks)}
         return {
             "seed": self.seed,
             "tokenizer": tokenizer_hash,
-            "data": to_mapping(self.data),
+            "data": data,
             "model": self.model,
             "losses": to_mapping(self.losses),
             "corruption": to_mapping(self.corruption),
             "on_policy": to_mapping(self.on_policy),
             "batch_size": self.training.batch_size,
+            **tasks,
         }
 
 
@@ -135,39 +151,37 @@ def run(cfg: DictConfig) -> RunFolder:
     device = torch.device(training.device)
     folder = RunFolder(Path(config.run_folder))
 
-    dataset = Dataset(Path(config.data.folder))
+    datasets = [Dataset(Path(name)) for name in (config.data.folder, *config.data.more_folders)]
+    dataset = datasets[0]
     visual_tokenizer = load_visual_tokenizer(Path(config.tokenizer_file)).to(device)
     tokenizer_hash = file_hash(Path(config.tokenizer_file))
     action_tokenizer = ActionTokenizer(dataset.metadata.schema)
     clip_steps = visual_tokenizer.num_latents(config.data.clip_frames)
-    clip_length = clip_steps + 1
     frames_per_clip = clip_steps * visual_tokenizer.frames_per_latent
-    tokens = {
-        split: open_or_build_token_cache(
-            dataset,
-            split,
-            dataset.folder / "tokens",
-            visual_tokenizer,
-            tokenizer_hash,
-            clip_steps=config.data.encoded_steps,
+    sizes = _model_config(config, visual_tokenizer, action_tokenizer)
+    resumes = config.resume and folder.checkpoint.exists()
+    text_tokenizer = _text_tokenizer(config, sizes, datasets, folder, resumes=resumes)
+    clips = {
+        split: _task_clips(
+            config, sizes, datasets, split, visual_tokenizer, tokenizer_hash, text_tokenizer
         )
         for split in ("train", "validation")
     }
-    starts = tokens["train"].clip_starts(clip_length)
-    _, rollout_length = _validation_steps(config.validation, visual_tokenizer)
-    for found, clips, length in (
-        (starts, "train", clip_length),
+    starts = clips["train"].starts
+    _, rollout_length = validation_steps(config.validation, visual_tokenizer)
+    for found, split, length in (
+        (starts, "train", clips["train"].span),
         (
-            tokens["validation"].clip_starts(rollout_length, from_pixels=True),
+            clips["validation"].tokens.clip_starts(rollout_length, from_pixels=True),
             "validation",
             rollout_length,
         ),
     ):
         if not found.any():
-            raise DataError(_too_short(dataset, visual_tokenizer, clips, length))
+            raise DataError(_too_short(dataset, visual_tokenizer, split, length))
     order = DataOrder(starts.astype(float), batch_size=training.batch_size, seed=config.seed)
 
-    model = build_world_model(_model_config(config, visual_tokenizer, action_tokenizer))
+    model = build_world_model(sizes)
     trained_before: list[dict[str, float]] = []
     if config.initial_weights is not None:
         trained_before = _start_from(model, Path(config.initial_weights))
@@ -176,7 +190,7 @@ def run(cfg: DictConfig) -> RunFolder:
     optimiser = build_optimiser(model, training.optimiser)
     fixed = config.fixed(tokenizer_hash)
     position = Position(step=0, elapsed_seconds=0.0, settings=fixed)
-    if config.resume and folder.checkpoint.exists():
+    if resumes:
         position = load_training_state(folder.checkpoint, model, average.module, optimiser)
         refuse_other_settings(position.settings, fixed, folder.checkpoint)
     folder.forget_after(position.step)
@@ -190,9 +204,17 @@ def run(cfg: DictConfig) -> RunFolder:
         now = Position(step=step, elapsed_seconds=clock.elapsed_seconds, settings=fixed)
         save_training_state(folder.checkpoint, model, average.module, optimiser, now)
 
-    def validate() -> dict[str, float]:
-        parts = (average.module, visual_tokenizer, action_tokenizer, tokens["validation"])
-        figures = _validate(folder, config, *parts, step)
+    def measure() -> dict[str, float]:
+        figures = validate(
+            folder,
+            config.validation,
+            average.module,
+            visual_tokenizer,
+            action_tokenizer,
+            clips["validation"],
+            count=training.validation_frames,
+            step=step,
+        )
         folder.log(step, figures)
         folder.draw_curves()
         return figures
@@ -204,16 +226,22 @@ def run(cfg: DictConfig) -> RunFolder:
         while progress < 1.0 and not interruption.requested:
             rate = learning_rate(training.optimiser, progress)
             set_learning_rate(optimiser, rate)
-            visual_ids, action_ids = tokens["train"].clips(order.indices(step), clip_length)
+            seed = config.seed * 2**32 + step
+            # Tasks have numbers of their own, so that those of corruption and dreams stay as they are.
+            drawn = torch.Generator().manual_seed(seed + 2**31)
+            batch = clips["train"].clips(order.indices(step), drawn).to(device)
             with training.autocast:
                 terms = world_model_losses(
                     model,
-                    visual_ids.to(device),
-                    action_ids.to(device),
+                    batch.visual_ids,
+                    batch.action_ids,
                     losses=config.losses,
                     corruption=config.corruption,
                     on_policy=config.on_policy,
-                    generator=torch.Generator().manual_seed(config.seed * 2**32 + step),
+                    generator=torch.Generator().manual_seed(seed),
+                    conditions=batch.conditions,
+                    text_ids=batch.text_ids,
+                    first_frame=config.tasks.first_frame,
                 )
             loss = torch.stack(list(terms.values())).sum()
             optimiser.zero_grad(set_to_none=True)
@@ -242,7 +270,7 @@ def run(cfg: DictConfig) -> RunFolder:
                 bar.show(progress, shown)
             if clock.elapsed_seconds - last_validation > 60 * training.validation_minutes:
                 last_validation = clock.elapsed_seconds
-                validate()
+                measure()
             if clock.elapsed_seconds - last_checkpoint > 60 * training.checkpoint_minutes:
                 last_checkpoint = clock.elapsed_seconds
                 save_checkpoint()
@@ -260,10 +288,10 @@ def run(cfg: DictConfig) -> RunFolder:
         "name": config.name,
         **stage,
         "stages": [*trained_before, stage],
-        "training_frames": tokens["train"].metadata["frames"],
+        "training_frames": clips["train"].tokens.metadata["frames"],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokenizer_hash": tokenizer_hash,
-        "figures": validate(),
+        "figures": measure(),
         "config": to_mapping(config),
     }
     folder.save_summary(summary)
@@ -273,12 +301,85 @@ def run(cfg: DictConfig) -> RunFolder:
         folder.path,
         name=config.name,
         dataset=dataset,
+        more_datasets=datasets[1:],
         tokenizer_file=Path(config.tokenizer_file),
         model_file=folder.path / "model.safetensors",
         world=config.world,
         starts=config.starts,
     )
     return folder
+
+
+def _text_tokenizer(
+    config: RunConfig,
+    sizes: TransformerConfig,
+    datasets: Sequence[Dataset],
+    folder: RunFolder,
+    *,
+    resumes: bool,
+) -> TextTokenizer | None:
+    """Return the text tokenizer of a model with text, and leave it in the run folder."""
+    if not isinstance(sizes, NextFrameConfig) or not sizes.text_vocabulary_size:
+        return None
+    place = folder.path / TEXT_FILE
+    beside = Path(config.initial_weights or "").parent / TEXT_FILE
+    given: Path | None = None
+    if resumes:
+        given = place
+    elif config.text_tokenizer_file is not None:
+        given = Path(config.text_tokenizer_file)
+    elif config.initial_weights is not None and beside.is_file():
+        # The weights know what its ids mean.
+        given = beside
+    tokenizer = open_or_train_text_tokenizer(datasets, sizes.text_vocabulary_size, given)
+    if not resumes:
+        tokenizer.save(place)
+    return tokenizer
+
+
+def _task_clips(
+    config: RunConfig,
+    sizes: TransformerConfig,
+    datasets: Sequence[Dataset],
+    split: str,
+    visual_tokenizer: VisualTokenizer,
+    tokenizer_hash: str,
+    text_tokenizer: TextTokenizer | None,
+) -> TaskClips:
+    tokens = join_token_caches(
+        [
+            open_or_build_token_cache(
+                dataset,
+                split,
+                dataset.folder / "tokens",
+                visual_tokenizer,
+                tokenizer_hash,
+                clip_steps=config.data.encoded_steps,
+            )
+            for dataset in datasets
+        ]
+    )
+    text_ids = caption_of_step = recalled = None
+    if text_tokenizer is not None:
+        if not visual_tokenizer.single_frames:
+            raise ConfigError(
+                "captions are of single frames, this tokenizer makes one grid of several; choose a "
+                "tokenizer of single frames, or model.text_vocabulary_size=0"
+            )
+        text_ids, caption_of_step = captions_of_steps(
+            datasets, split, text_tokenizer, sizes.layout.tokens_per_step
+        )
+    if isinstance(sizes, NextFrameConfig) and sizes.recall_after and split == "train":
+        recalled = recalled_of_steps(tokens, sizes.recall_after)
+    return TaskClips(
+        tokens,
+        config.tasks,
+        sizes,
+        visual_tokenizer.num_latents(config.data.clip_frames),
+        recalled=recalled,
+        text_ids=text_ids,
+        caption_of_step=caption_of_step,
+    )
 
 
 def _model_config(
@@ -299,19 +400,6 @@ def _model_config(
     return world_model_config(family, sizes | derived)
 
 
-def _validation_steps(
-    validation: ValidationConfig, visual_tokenizer: VisualTokenizer
-) -> tuple[int, int]:
-    """Return the steps of context in a validation rollout, and all of its steps.
-
-    Where a step has several frames, the context is cut and the rollout is longer to fit.
-    """
-    context = visual_tokenizer.longest_clip(validation.context)
-    steps = -(-validation.steps // visual_tokenizer.frames_per_latent)
-    first = visual_tokenizer.num_latents(context)
-    return first, first + steps
-
-
 def _too_short(dataset: Dataset, visual_tokenizer: VisualTokenizer, split: str, length: int) -> str:
     size = visual_tokenizer.frames_per_latent
     unit = "frames" if size == 1 else f"steps of {size} frames"
@@ -326,77 +414,24 @@ def _too_short(dataset: Dataset, visual_tokenizer: VisualTokenizer, split: str, 
 def _start_from(model: Transformer, path: Path) -> list[dict[str, float]]:
     """Load the weights of another training; return what that and those before it took."""
     initial, metadata = load_world_model(path)
+    wanted, given = to_mapping(model.config), to_mapping(initial.config)
+    different = [name for name in wanted if given.get(name) != wanted[name]]
+    weights = initial.state_dict()
+    if set(different) <= _TOLD:
+        # Parts that the other model lacks begin as they are: those that steps are told at zero.
+        weights = model.state_dict() | weights
     try:
-        load_state(model, initial.state_dict(), path)
+        load_state(model, weights, path)
     except CheckpointError as error:
-        wanted, given = to_mapping(model.config), to_mapping(initial.config)
-        different = [
-            f"{name} {given.get(name)} instead of {wanted[name]}"
-            for name in wanted
-            if given.get(name) != wanted[name]
-        ]
+        listed = [f"{name} {given.get(name)} instead of {wanted[name]}" for name in different]
         raise CheckpointError(
             f"initial_weights={path} are of another size than the model to train: "
-            f"{', '.join(different)}; give a model of the same sizes, or null for random weights"
+            f"{', '.join(listed)}; give a model of the same sizes, or null for random weights"
         ) from error
     summary = metadata.get("summary", {})
     alone = {name: summary[name] for name in ("steps", "minutes", "frame_predictions") if summary}
     stages: list[dict[str, float]] = summary.get("stages", [alone] if alone else [])
     return stages
-
-
-def _validate(
-    folder: RunFolder,
-    config: RunConfig,
-    model: Transformer,
-    visual_tokenizer: VisualTokenizer,
-    action_tokenizer: ActionTokenizer,
-    tokens: TokenCache,
-    step: int,
-) -> dict[str, float]:
-    """Roll out held-out clips; return figures and draw film strips beside the truth."""
-    validation = config.validation
-    first, length = _validation_steps(validation, visual_tokenizer)
-    context = visual_tokenizer.num_frames(first)
-    allowed = np.flatnonzero(tokens.clip_starts(length, from_pixels=True))
-    count = min(config.training.validation_frames, len(allowed))
-    chosen = allowed[np.linspace(0, len(allowed) - 1, count).astype(int)]
-    visual_ids, action_ids = tokens.clips(chosen, length)
-    roller = Roller(
-        model=model,
-        visual_tokenizer=visual_tokenizer,
-        action_tokenizer=action_tokenizer,
-        decoder=make_decoder(validation.decoder, model.layout, validation.sampling),
-        seeds=range(count),
-    )
-    truth = visual_ids.numpy()
-    slots = action_tokenizer.num_slots
-    frame_actions = action_ids[:, :-1].reshape(count, -1, slots)
-    actions = action_tokenizer.decode(frame_actions.numpy())
-    guessed = roller.predict_next(truth, actions, context=context)
-    dreamed = roller.roll_out(truth[:, :first], actions)
-    changed = truth[:, first:] != truth[:, first - 1 : -1]
-    right = guessed == truth[:, first:]
-    figures = {
-        "validation_accuracy": float(right.mean()),
-        "validation_accuracy_of_changed": float(right[changed].mean()) if changed.any() else 1.0,
-    }
-    shown = slice(context - 1, context + validation.steps)
-    true = roller.decode(truth)[:, shown]
-    dream = roller.decode_after(truth[:, :first], dreamed)[:, : validation.steps]
-    for number in (1, 4, 8, 16, 32):
-        if number <= validation.steps:
-            wanted = to_float(torch.from_numpy(true[:, number]))
-            for name, frames in (("dream", dream[:, number - 1]), ("copy", true[:, 0])):
-                quality = psnr(to_float(torch.from_numpy(frames)), wanted).mean()
-                figures[f"validation_psnr_{name}_{number}"] = float(quality)
-    rows = {}
-    for clip in np.linspace(0, count - 1, min(validation.strips, count)).astype(int):
-        rows[f"truth {clip}"] = true[clip, 1:]
-        rows[f"dream {clip}"] = dream[clip]
-    every = max(1, validation.steps // 12)
-    film_strip(rows, folder.path / f"rollouts_{step:07d}.png", every=every, scale=1)
-    return figures
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="world_model")

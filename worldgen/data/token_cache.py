@@ -24,7 +24,7 @@ from worldgen.records import to_float
 from worldgen.tokenizers.action import ActionTokenizer
 from worldgen.tokenizers.visual import VisualTokenizer
 
-__all__ = ["TokenCache", "open_or_build_token_cache", "recorded_ids"]
+__all__ = ["TokenCache", "join_token_caches", "open_or_build_token_cache", "recorded_ids"]
 
 _FORMAT = "worldgen-tokens"
 _VERSION = 1
@@ -162,6 +162,39 @@ def open_token_cache(folder: Path, tokenizer_hash: str) -> TokenCache:
         action_ids=np.load(folder / "action_ids.npy", mmap_mode="r"),
         episode_starts=np.load(folder / "episode_starts.npy"),
         metadata=metadata,
+    )
+
+
+def join_token_caches(caches: Sequence[TokenCache]) -> TokenCache:
+    """Return the episodes of several caches, one cache after the other; of more than one in memory.
+
+    Raises:
+        DataError: If they were not made by one tokenizer, or have other actions or lengths of step.
+    """
+    first, *others = caches
+    if not others:
+        return first
+    counts = ("frames", "episodes")
+    alike = [
+        {name: value for name, value in cache.metadata.items() if name not in counts}
+        for cache in caches
+    ]
+    for described in alike[1:]:
+        names = [name for name in described | alike[0] if described.get(name) != alike[0].get(name)]
+        if names:
+            raise DataError(
+                f"recordings of different {', '.join(names)} cannot be trained on together; give "
+                "recordings of one environment with the same actions"
+            )
+    begins = np.cumsum([0, *(cache.episode_starts[-1] for cache in caches)])
+    starts = [
+        cache.episode_starts[:-1] + begin for cache, begin in zip(caches, begins[:-1], strict=True)
+    ]
+    return TokenCache(
+        visual_ids=np.concatenate([cache.visual_ids for cache in caches]),
+        action_ids=np.concatenate([cache.action_ids for cache in caches]),
+        episode_starts=np.concatenate((*starts, begins[-1:])).astype(np.int64),
+        metadata=alike[0] | {name: sum(c.metadata[name] for c in caches) for name in counts},
     )
 
 

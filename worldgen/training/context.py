@@ -4,14 +4,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from worldgen.errors import ConfigError
-from worldgen.models import WorldModel
+from worldgen.models import NextFrameTransformer, WorldModel
+from worldgen.models.conditions import StepConditions
 from worldgen.schedule import cosine_round_sizes
 
-__all__ = ["CorruptionConfig", "OnPolicyConfig", "RandomTokensConfig", "corrupt", "dream"]
+__all__ = [
+    "CorruptionConfig",
+    "OnPolicyConfig",
+    "RandomTokensConfig",
+    "corrupt",
+    "draw_rates",
+    "dream",
+    "noise_levels",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +104,55 @@ class OnPolicyConfig:
             )
 
 
+def draw_rates(
+    config: CorruptionConfig | RandomTokensConfig, batch: int, generator: torch.Generator
+) -> Float[Tensor, " batch"]:
+    """Return the share of tokens to replace in each clip; 0 in those that stay clean.
+
+    Args:
+        config: Shares.
+        batch: Clips.
+        generator: On the CPU.
+    """
+    if isinstance(config, RandomTokensConfig):
+        rates = torch.full((batch,), _highest_rate(config))
+    else:
+        rates = torch.rand(batch, generator=generator) * _highest_rate(config)
+    return rates * (torch.rand(batch, generator=generator) < config.share_of_clips)
+
+
+def noise_levels(
+    rates: Float[Tensor, " batch"], config: CorruptionConfig | RandomTokensConfig, levels: int
+) -> Int[Tensor, " batch"]:
+    """Return what a model is told of how spoilt its context is.
+
+    Level 0 is that of clips where nothing is replaced. The others split the rates up to the highest
+    one evenly. Frames that the model dreamed are told no level of their own: in a rollout every
+    frame is dreamed, and is told 0 unless somebody wants less trust in it.
+
+    Source: GameNGen (arXiv:2408.14837), section 3.2.1; there the level is one of Gaussian noise.
+
+    Args:
+        rates: From `draw_rates`.
+        config: That of the rates.
+        levels: Number of levels, the clean one included.
+    """
+    highest = _highest_rate(config)
+    if highest == 0:
+        return torch.zeros(rates.shape, dtype=torch.long)
+    return (rates / highest * (levels - 1)).ceil().long().clamp(max=levels - 1)
+
+
+def _highest_rate(config: CorruptionConfig | RandomTokensConfig) -> float:
+    return config.highest_rate if isinstance(config, CorruptionConfig) else 1.0 - config.keep
+
+
 def corrupt(
     visual_ids: Int[Tensor, "batch frame cell"],
     config: CorruptionConfig | RandomTokensConfig,
     codebook_size: int,
     generator: torch.Generator,
+    rates: Float[Tensor, " batch"] | None = None,
 ) -> Int[Tensor, "batch frame cell"]:
     """Return the tokens with some replaced.
 
@@ -107,14 +161,12 @@ def corrupt(
         config: Shares, and what replaces a token.
         codebook_size: Ids are below it.
         generator: On the CPU; all randomness comes from it.
+        rates: Share of tokens to replace in each clip; None: they are drawn.
     """
-    batch = visual_ids.shape[0]
-    if isinstance(config, RandomTokensConfig):
-        rate = torch.full((batch, 1, 1), 1.0 - config.keep)
-    else:
-        rate = torch.rand(batch, 1, 1, generator=generator) * config.highest_rate
-    spoilt = torch.rand(batch, 1, 1, generator=generator) < config.share_of_clips
-    chosen = spoilt & (torch.rand(visual_ids.shape, generator=generator) < rate)
+    if rates is None:
+        rates = draw_rates(config, len(visual_ids), generator)
+    spoilt = torch.rand(visual_ids.shape, generator=generator)
+    chosen = spoilt < rearrange(rates, "batch -> batch 1 1")
     if isinstance(config, RandomTokensConfig):
         drawn = torch.randint(0, codebook_size, visual_ids.shape, generator=generator)
         replacement = drawn.to(visual_ids.device)
@@ -139,10 +191,14 @@ def dream(
     action_ids: Int[Tensor, "batch frame slot"],
     config: OnPolicyConfig,
     generator: torch.Generator,
+    *,
+    conditions: StepConditions | None = None,
+    text_ids: Int[Tensor, "batch token"] | None = None,
 ) -> Int[Tensor, "batch frame cell"]:
     """Return the context with the last frames of some clips drawn by the model, one after another.
 
-    The actions are those recorded; the first frame of a clip is never dreamed.
+    The actions are those recorded; the first frame of a clip is never dreamed. Clips that jump are
+    dreamed in jumps, since what is drawn is what the steps ask for.
 
     Args:
         model: In training; what it draws with is its present weights.
@@ -150,6 +206,8 @@ def dream(
         action_ids: The action taken in each frame.
         config: Shares, lengths and sampling.
         generator: On the CPU; all randomness comes from it.
+        conditions: What the steps are told beside frame and action.
+        text_ids: What stands before the first frame, in worlds with text.
     """
     batch, frames, cells = visual_ids.shape
     chosen = torch.rand(batch, generator=generator) < config.share_of_clips
@@ -161,8 +219,14 @@ def dream(
     given, actions = visual_ids[rows], action_ids[rows]
     dreamed = given.clone()
     cache = model.new_cache(len(rows))
+    if text_ids is not None:
+        assert isinstance(model, NextFrameTransformer)
+        model.observe_text(cache, text_ids[rows])
+    told = None if conditions is None else conditions.rows(rows)
     for frame in range(1, frames):
-        draft = model.observe(cache, dreamed[:, frame - 1], actions[:, frame - 1])
+        last = frame - 1
+        beside = None if told is None else told.frames(slice(last, frame))
+        draft = model.observe(cache, dreamed[:, last], actions[:, last], beside)
         if frame < first:
             continue
         order = torch.randperm(cells, generator=generator).to(visual_ids.device)

@@ -1,10 +1,11 @@
 """What a world model is trained on: context in, the next frame's tokens out."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +17,7 @@ from worldgen.models import (
     NextTokenTransformer,
     Transformer,
 )
+from worldgen.models.conditions import StepConditions
 from worldgen.models.next_frame import group_masks
 from worldgen.schedule import cosine_round_sizes, make_schedule
 from worldgen.training.context import (
@@ -23,8 +25,11 @@ from worldgen.training.context import (
     OnPolicyConfig,
     RandomTokensConfig,
     corrupt,
+    draw_rates,
     dream,
+    noise_levels,
 )
+from worldgen.training.tasks import TrainingClips
 
 __all__ = [
     "DrivingLossConfig",
@@ -99,11 +104,16 @@ def world_model_losses(
     corruption: CorruptionConfig | RandomTokensConfig,
     on_policy: OnPolicyConfig,
     generator: torch.Generator,
+    conditions: StepConditions | None = None,
+    text_ids: Int[Tensor, "batch token"] | None = None,
+    first_frame: float = 1.0,
 ) -> dict[str, Float[Tensor, ""]]:
     """Return the weighted terms of the loss; their sum is what is minimised.
 
     A next-frame model has `prior`, every cell of every next frame before any of it is known, and
-    `within_frame`, the cells of the last frame given those of earlier groups of a schedule. A
+    `within_frame`, the cells of the last frame given those of earlier groups of a schedule. With
+    text it has `first_frame` too, every cell of the first frame before any of it is known, and
+    `within_frame` is about the first frame in half of the clips. A
     next-token model has `cells`, every cell given what is known of its frame when its turn comes,
     and `actions`, every action token. A driving model has the same two: the cells of every next
     frame given those of earlier groups of a schedule, and the action slots, each given those
@@ -117,17 +127,38 @@ def world_model_losses(
         corruption: Of what the model is given; targets stay clean.
         on_policy: How often the end of the context is dreamed.
         generator: On the CPU; all randomness comes from it.
+        conditions: What the steps are told beside frame and action, by next-frame models alone. How
+            spoilt they are is added here.
+        text_ids: What stands before the first frame, in next-frame models with text.
+        first_frame: Weight of the first frame, drawn from its text, where the mean of all others
+            has 1.
 
     Raises:
         ConfigError: If the weights are those of the other kind of model.
     """
-    spoilt = corrupt(visual_ids, corruption, model.codebook_size, generator)
+    rates = draw_rates(corruption, len(visual_ids), generator)
+    spoilt = corrupt(visual_ids, corruption, model.codebook_size, generator, rates)
     context = visual_ids[:, :-1]
-    dreamed = dream(model, context, action_ids[:, :-1], on_policy, generator)
+    dreamed = dream(
+        model,
+        context,
+        action_ids[:, :-1],
+        on_policy,
+        generator,
+        conditions=conditions,
+        text_ids=text_ids,
+    )
+    if isinstance(model, NextFrameTransformer) and model.config.noise_levels:
+        level = noise_levels(rates, corruption, model.config.noise_levels).to(visual_ids.device)
+        level = repeat(level, "batch -> batch frame", frame=context.shape[1])
+        conditions = replace(conditions or StepConditions(), noise_level=level)
     # Where a dream is right it may be spoilt as everything else.
     given = torch.where(dreamed != context, dreamed, spoilt[:, :-1])
     if isinstance(model, NextFrameTransformer) and isinstance(losses, NextFrameLossConfig):
-        return _next_frame_losses(model, given, visual_ids, action_ids, losses, generator)
+        clips = TrainingClips(
+            visual_ids=visual_ids, action_ids=action_ids, conditions=conditions, text_ids=text_ids
+        )
+        return _next_frame_losses(model, given, clips, losses, first_frame, generator)
     if isinstance(model, NextTokenTransformer) and isinstance(losses, NextTokenLossConfig):
         given = torch.cat((given, spoilt[:, -1:]), dim=1)
         return _next_token_losses(model, given, visual_ids, action_ids, losses)
@@ -144,25 +175,37 @@ def world_model_losses(
 def _next_frame_losses(
     model: NextFrameTransformer,
     given: Tensor,
-    visual_ids: Tensor,
-    action_ids: Tensor,
+    clips: TrainingClips,
     losses: NextFrameLossConfig,
+    first_frame: float,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
+    visual_ids = clips.visual_ids
     context, following = visual_ids[:, :-1], visual_ids[:, 1:]
-    hidden = model.encode_steps(given, action_ids[:, :-1])
-    prior = _cross_entropy(model.read(hidden), following)
+    hidden = model.encode_steps(given, clips.action_ids[:, :-1], clips.conditions, clips.text_ids)
+    steps = hidden[:, -context.shape[1] :]
+    prior = _cross_entropy(model.read(steps), following)
     weight = _weight_of_changes(context, following, losses.changed_weight)
     terms = {"prior": (prior * weight).sum() / weight.sum()}
+
+    asked, answer, weight = steps[:, -1], following[:, -1], weight[:, -1]
+    if clips.text_ids is not None:
+        first = _cross_entropy(model.read(hidden[:, 0]), visual_ids[:, 0])
+        terms["first_frame"] = first_frame * first.mean()
+        # Later cells of a first frame are drawn by the same stack, from what the text says of it.
+        begins = (torch.rand(len(visual_ids), 1, generator=generator) < 0.5).to(visual_ids.device)
+        asked = torch.where(begins[..., None], hidden[:, 0], asked)
+        answer = torch.where(begins, visual_ids[:, 0], answer)
+        weight = torch.where(begins, first_frame, weight)
 
     group_of_cell = draw_groups(
         losses.schedules, model.layout.rows, model.layout.columns, len(visual_ids), generator
     ).to(visual_ids.device)
     visible, same_group = group_masks(group_of_cell)
-    logits = model.refine(hidden[:, -1], following[:, -1], visible, same_group)
+    logits = model.refine(asked, answer, visible, same_group)
     # The first group is drawn from the prior, so it is not this stack's business.
-    later = (group_of_cell > 0).float() * weight[:, -1]
-    refined = _cross_entropy(logits, following[:, -1])
+    later = (group_of_cell > 0).float() * weight
+    refined = _cross_entropy(logits, answer)
     terms["within_frame"] = losses.within_frame * (refined * later).sum() / later.sum().clamp(min=1)
     return terms
 
