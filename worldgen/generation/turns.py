@@ -12,6 +12,7 @@ from worldgen.generation.refinement import RefinementDecoder
 from worldgen.generation.scheduled import Decoder, ScheduleDecoder
 from worldgen.models.base import WorldModel
 from worldgen.nn.cache import FrameCache, SeenFrames
+from worldgen.nn.far import FarTokens
 
 __all__ = ["CacheRows", "Drawn", "Turn", "draw_grids"]
 
@@ -45,7 +46,7 @@ class Turn:
             return None
         if not isinstance(decoder, ScheduleDecoder | RefinementDecoder):
             return None
-        longest = cache.config.sink + max(cache.windows)
+        longest = cache.config.sink + max(cache.windows) + cache.config.far_frames
         seen = min(cache.num_frames, longest)
         return id(self.model), type(decoder), decoder.name, decoder.sampling, cache.config, seen
 
@@ -89,14 +90,28 @@ class CacheRows:
         layer: int,
         key: Float[Tensor, "batch head token width"],
         value: Float[Tensor, "batch head token width"],
+        far: FarTokens | None = None,
     ) -> SeenFrames:
-        """Store the current frame's keys and values and return those in the layer's window."""
-        rows = zip(self._caches, key.split(1), value.split(1), strict=True)
-        return _stack([cache.write_and_read(layer, *row) for cache, *row in rows])
+        """Store the current frame's keys and values and return those that it sees in a layer."""
+        rows = list(zip(key.split(1), value.split(1), strict=True))
+        few: list[FarTokens | None] = [None] * len(rows)
+        if far is not None:
+            few = [FarTokens(*row) for row in zip(*(part.split(1) for part in far), strict=True)]
+        return _stack(
+            [
+                cache.write_and_read(layer, *row, far_row)
+                for cache, row, far_row in zip(self._caches, rows, few, strict=True)
+            ]
+        )
 
     def read_before(self, layer: int) -> SeenFrames:
         """Return the keys and values that the frame to come sees, itself not included."""
         return _stack([cache.read_before(layer) for cache in self._caches])
+
+    def ages_before(self, layer: int) -> Int[Tensor, " token"]:
+        """Return how many frames each token of `read_before` lies behind the frame to come."""
+        # All rows see equally many frames, of the same ages: those of the sink have none.
+        return self._caches[0].ages_before(layer)
 
     def note(self, ids: Int[Tensor, "batch note"]) -> None:
         """Keep whole numbers beside the current frame."""

@@ -17,6 +17,7 @@ from worldgen.nn.attention_backends import (
     pick_attention_backend,
     xformers_attend,
 )
+from worldgen.nn.far import FarTokens, VisibleFrames, visible_frames
 from worldgen.nn.rotary import RotaryTable, apply_rotary
 
 __all__ = ["Attention", "AttentionConfig", "attend", "frame_causal_attention"]
@@ -53,6 +54,7 @@ def attend(
     value: Float[Tensor, "batch kv_head key width"],
     mask: Bool[Tensor, "*batch query key"] | None = None,
     backend: AttentionBackend | None = None,
+    bias: Float[Tensor, " key"] | None = None,
 ) -> Float[Tensor, "batch head query width"]:
     """Return softmax attention; keys and values are never repeated for their group of queries.
 
@@ -64,31 +66,39 @@ def attend(
         value: Values, shaped like the keys.
         mask: True where a query may look; None lets every query see every key.
         backend: What computes it; None for the one of `use_attention_backend`.
+        bias: Added to the scores of each key, in natural logarithms of its weight.
 
     Raises:
         ConfigError: If the backend cannot serve the request; says why.
     """
     chosen = pick_attention_backend(backend, query, key, value, clip=False)
     if chosen == "flex":
-        return flex_attend(query, key, value, mask)
+        return flex_attend(query, key, value, mask, bias)
     kv_heads, length = key.shape[1], query.shape[2]
     if mask is not None:
         mask = mask.expand(query.shape[0], 1, *mask.shape[-2:]) if mask.ndim == 2 else mask[:, None]
         mask = mask.repeat(1, 1, query.shape[1] // kv_heads, 1)
     folded = rearrange(query, "b (kv group) query width -> b kv (group query) width", kv=kv_heads)
     if chosen == "xformers":
-        mixed = xformers_attend(folded, key, value, mask)
+        mixed = xformers_attend(folded, key, value, mask, bias)
     elif folded.dtype == torch.bfloat16 and folded.device.type == "cpu":
-        mixed = _attend_by_products(folded, key, value, mask)
+        mixed = _attend_by_products(folded, key, value, mask, bias)
     else:
+        if bias is not None:
+            added = bias.to(folded).expand(1, 1, folded.shape[2], -1)
+            mask = added if mask is None else added.masked_fill(~mask, float("-inf"))
         mixed = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
     return rearrange(mixed, "b kv (group query) width -> b (kv group) query width", query=length)
 
 
-def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def _attend_by_products(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None
+) -> Tensor:
     # On CPU the fused kernel does not use the bfloat16 units: forward and backward of 16
     # windows of 8 frames of 66 tokens took 47 ms fused and 18 ms as two plain products.
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias.to(scores)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     mixed: Tensor = scores.softmax(dim=-1) @ value
@@ -105,8 +115,13 @@ def frame_causal_attention(
     remembered: Bool[Tensor, " token"] | None = None,
     sink: int = 0,
     backend: AttentionBackend | None = None,
+    far: FarTokens | None = None,
+    far_frames: int = 0,
+    time_decay: float = 0.0,
 ) -> Float[Tensor, "batch head sequence width"]:
     """Return attention in which a frame sees itself and the `window - 1` frames before.
+
+    Beside these it may see the first frames of all, and as few tokens those behind the window.
 
     But for flex, which knows which blocks nobody sees, each frame's queries meet a slice of the
     keys: half the work of a masked product over the clip, and where frames see each other whole no
@@ -122,47 +137,77 @@ def frame_causal_attention(
         remembered: Which tokens of a frame later frames see; None for all.
         sink: Frames at the beginning that every later frame sees beside its window.
         backend: What computes it; None for the one of `use_attention_backend`.
+        far: All frames as few tokens.
+        far_frames: Frames behind the window, those of the sink left out, that are seen so.
+        time_decay: A frame that is `n` frames back weighs `exp(-time_decay * n)` times what it
+            would; those of the sink weigh in full.
+
+    Source: attention falling linearly with distance, ALiBi (arXiv:2108.12409), section 3, counted
+        in frames, one slope for all heads. That such a decay in time beside rotary positions lets
+        a model see further than it was trained to is what FlexRoPE found (arXiv:2503.19325v1);
+        its later versions do without, so the formula is ours.
 
     Raises:
         ConfigError: If the backend cannot serve the request; says why.
     """
     tokens = query.shape[2] // num_frames
-    if window == 1 and not sink:
+    if window == 1 and not sink and not far_frames:
         fold = "b head (frame token) width -> (b frame) head token width"
         unfold = "(b frame) head token width -> b head (frame token) width"
         query, key, value = (
             rearrange(part, fold, frame=num_frames) for part in (query, key, value)
         )
         return rearrange(attend(query, key, value, own, backend), unfold, frame=num_frames)
+    far_tokens = far.keys.shape[2] // num_frames if far is not None else 0
     if pick_attention_backend(backend, query, key, value, clip=True) == "flex":
         mask = FrameMask(
             num_frames=num_frames,
             tokens=tokens,
             window=window,
             sink=sink,
+            far_frames=far_frames,
+            far_tokens=far_tokens,
+            time_decay=time_decay,
             own=own,
             remembered=remembered,
         )
+        if far is not None:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(far, (key, value), strict=True))
         return flex_attend_frames(query, key, value, mask)
     mixed = []
     for frame in range(num_frames):
-        first = max(0, frame + 1 - window)
-        kept = min(sink, first)
+        seen = visible_frames(frame, window, sink, far_frames)
         here = slice(frame * tokens, (frame + 1) * tokens)
         keys, values = (
-            _seen(part, kept * tokens, first * tokens, here.stop) for part in (key, value)
+            _tokens_of(seen, whole, few, num_frames)
+            for whole, few in zip((key, value), far or (None, None), strict=True)
         )
-        near = _frame_mask(tokens, kept + frame - first, own, remembered, query.device)
-        mixed.append(attend(query[:, :, here], keys, values, near, backend))
+        num_earlier = len(seen.kept) + len(seen.near) - 1
+        near = _frame_mask(tokens, num_earlier, own, remembered, query.device)
+        if near is not None and seen.far:
+            behind = len(seen.kept) * tokens
+            all_far = near.new_ones(tokens, len(seen.far) * far_tokens)
+            near = torch.cat((near[:, :behind], all_far, near[:, behind:]), dim=1)
+        bias = None
+        if time_decay:
+            bias = -time_decay * seen.ages(sink, tokens, far_tokens).to(query.device)
+        mixed.append(attend(query[:, :, here], keys, values, near, backend, bias))
     return torch.cat(mixed, dim=2)
 
 
-def _seen(part: Tensor, kept: int, first: int, stop: int) -> Tensor:
-    """Return the first `kept` tokens, and those from `first` to `stop - 1`."""
-    if kept == first:
-        return part[:, :, :stop]
-    window = part[:, :, first:stop]
-    return torch.cat((part[:, :, :kept], window), dim=2) if kept else window
+def _tokens_of(seen: VisibleFrames, whole: Tensor, few: Tensor | None, num_frames: int) -> Tensor:
+    """Return the tokens of the frames that are seen, of a clip's whole frames and of its far ones."""
+    tokens = whole.shape[2] // num_frames
+    stop = seen.near.stop * tokens
+    if len(seen.kept) == seen.near.start:
+        return whole[:, :, :stop]
+    parts = [whole[:, :, seen.near.start * tokens : stop]]
+    if few is not None and seen.far:
+        each = few.shape[2] // num_frames
+        parts.insert(0, few[:, :, seen.far.start * each : seen.far.stop * each])
+    if seen.kept:
+        parts.insert(0, whole[:, :, : len(seen.kept) * tokens])
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
 def _frame_mask(

@@ -98,7 +98,11 @@ def _known(name: AttentionBackend) -> AttentionBackend:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameMask:
-    """Which tokens of a clip see which: frames of a window, and the first ones for ever."""
+    """Which tokens of a clip see which: frames of a window, the first ones for ever, far ones.
+
+    Queries are the tokens of the clip. Keys are the far tokens of all frames, then the tokens of
+    the clip.
+    """
 
     num_frames: int
     tokens: int
@@ -107,23 +111,52 @@ class FrameMask:
     """Frames seen, the own one included."""
     sink: int = 0
     """Frames at the beginning that are always seen."""
+    far_frames: int = 0
+    """Frames behind the window that are seen as few tokens."""
+    far_tokens: int = 0
+    """Of a frame that is far."""
+    time_decay: float = 0.0
+    """By how much a score falls for each frame that a key lies back; not in the sink."""
     own: Tensor | None = None
     """Bool `[token, token]`: which tokens (last axis) of its own frame a token sees; None: all."""
     remembered: Tensor | None = None
     """Bool `[token]`: which tokens of a frame later frames see; None for all."""
 
+    @property
+    def num_far(self) -> int:
+        """Keys in front of those of the clip."""
+        return self.num_frames * self.far_tokens
+
+    def frame_of(self, key: Tensor) -> Tensor:
+        """Return the numbers of the frames of keys, given as int64 places."""
+        frame = (key - self.num_far) // self.tokens
+        if self.far_tokens:
+            frame = torch.where(key < self.num_far, key // self.far_tokens, frame)
+        return frame
+
     def visible(self, query: Tensor, key: Tensor) -> Tensor:
-        """Return whether tokens see others, both given as int64 places in the clip."""
-        age = query // self.tokens - key // self.tokens
+        """Return whether queries see keys, both given as int64 places."""
+        frame = self.frame_of(key)
+        age, place = query // self.tokens - frame, (key - self.num_far) % self.tokens
         near = age < self.window
         if self.sink:
-            near = near | (key < self.sink * self.tokens)
+            near = near | (frame < self.sink)
         earlier, same = (age > 0) & near, age == 0
         if self.remembered is not None:
-            earlier = earlier & self.remembered[key % self.tokens]
+            earlier = earlier & self.remembered[place]
         if self.own is not None:
-            same = same & self.own[query % self.tokens, key % self.tokens]
-        return earlier | same
+            same = same & self.own[query % self.tokens, place]
+        if not self.far_tokens:
+            return earlier | same
+        behind = age - self.window
+        far = (behind >= 0) & (behind < self.far_frames) & (frame >= self.sink)
+        return torch.where(key < self.num_far, far, earlier | same)
+
+    def decayed(self, score: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Return scores that have fallen with the age of the keys."""
+        frame = self.frame_of(key)
+        age = query // self.tokens - frame
+        return score - self.time_decay * torch.where(frame < self.sink, 0, age)
 
 
 # PyTorch's flex_attention
@@ -145,22 +178,43 @@ def _obstacle_to_flex(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     return None
 
 
-def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Return attention by flex, with a mask `[batch, query, key]` or `[query, key]` or none."""
-    if mask is None:
+def flex_attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None = None
+) -> Tensor:
+    """Return attention by flex.
+
+    Args:
+        query: `[batch, head, query, width]`.
+        key: `[batch, kv_head, key, width]`.
+        value: Shaped like the keys.
+        mask: Bool `[batch, query, key]` or `[query, key]` or None.
+        bias: `[key]`, added to the scores of each key; or None.
+    """
+    if mask is None and bias is None:
         return _flex(query)(query, key, value, enable_gqa=True)
-    seen = mask.expand(query.shape[0], *mask.shape[-2:])
+    seen = None if mask is None else mask.expand(query.shape[0], *mask.shape[-2:])
 
-    def hide(score: Tensor, row: Tensor, head: Tensor, to: Tensor, of: Tensor) -> Tensor:
-        return torch.where(seen[row, to, of], score, -float("inf"))
+    def change(score: Tensor, row: Tensor, head: Tensor, to: Tensor, of: Tensor) -> Tensor:
+        if bias is not None:
+            score = score + bias[of]
+        return score if seen is None else torch.where(seen[row, to, of], score, -float("inf"))
 
-    return _flex(query)(query, key, value, score_mod=hide, enable_gqa=True)
+    return _flex(query)(query, key, value, score_mod=change, enable_gqa=True)
 
 
 def flex_attend_frames(query: Tensor, key: Tensor, value: Tensor, mask: FrameMask) -> Tensor:
-    """Return attention over a clip by flex, which passes over blocks that nobody sees."""
+    """Return attention over a clip by flex, which passes over blocks that nobody sees.
+
+    Keys and values are those that `FrameMask` tells of.
+    """
     blocks = _block_mask(mask, query.device)
-    return _flex(query)(query, key, value, block_mask=blocks, enable_gqa=True)
+    if not mask.time_decay:
+        return _flex(query)(query, key, value, block_mask=blocks, enable_gqa=True)
+
+    def decay(score: Tensor, row: Tensor, head: Tensor, to: Tensor, of: Tensor) -> Tensor:
+        return mask.decayed(score, to, of)
+
+    return _flex(query)(query, key, value, score_mod=decay, block_mask=blocks, enable_gqa=True)
 
 
 def _flex(query: Tensor) -> Callable[..., Tensor]:
@@ -186,7 +240,8 @@ def _block_mask(mask: FrameMask, device: torch.device) -> Any:
     # All layers of a model ask with the same tensors in one pass. They are known by their identity,
     # which holds because the mask is kept along with the blocks.
     sizes = (mask.num_frames, mask.tokens, mask.window, mask.sink)
-    name = (*sizes, id(mask.own), id(mask.remembered), device)
+    far = (mask.far_frames, mask.far_tokens)
+    name = (*sizes, *far, id(mask.own), id(mask.remembered), device)
     if name not in _block_masks:
         from torch.nn.attention.flex_attention import create_block_mask
 
@@ -197,7 +252,8 @@ def _block_mask(mask: FrameMask, device: torch.device) -> Any:
         def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return mask.visible(query, key)
 
-        blocks = create_block_mask(visible, None, None, length, length, device=device)
+        keys = mask.num_far + length
+        blocks = create_block_mask(visible, None, None, length, keys, device=device)
         _block_masks[name] = (mask, blocks)
     return _block_masks[name][1]
 
@@ -215,7 +271,9 @@ def _obstacle_to_xformers(query: Tensor, key: Tensor, value: Tensor) -> str | No
     return None
 
 
-def xformers_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def xformers_attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None = None
+) -> Tensor:
     """Return attention by xformers; as many heads of queries as of keys.
 
     Args:
@@ -223,24 +281,27 @@ def xformers_attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
         key: `[batch, head, key, width]`.
         value: Shaped like the keys.
         mask: Bool `[batch, 1, query, key]` or None.
+        bias: `[key]`, added to the scores of each key; or None.
 
     Raises:
         ConfigError: If xformers has no kernel for it; says what it says.
     """
     import xformers.ops
 
-    bias = None
-    if mask is not None:
+    added = None
+    if mask is not None or bias is not None:
         # The kernel wants rows that begin at multiples of eight numbers.
-        batch, _, queries, keys = mask.shape
-        heads = query.shape[1]
-        room = query.new_zeros(batch, heads, queries, (keys + 7) // 8 * 8)
-        bias = room[..., :keys].masked_fill_(~mask, float("-inf"))
+        keys = key.shape[2]
+        added = query.new_zeros(*query.shape[:3], (keys + 7) // 8 * 8)[..., :keys]
+        if bias is not None:
+            added += bias
+        if mask is not None:
+            added.masked_fill_(~mask, float("-inf"))
     parts = (
         rearrange(part, "b head token width -> b token head width") for part in (query, key, value)
     )
     try:
-        mixed: Tensor = xformers.ops.memory_efficient_attention(*parts, attn_bias=bias)
+        mixed: Tensor = xformers.ops.memory_efficient_attention(*parts, attn_bias=added)
     except NotImplementedError as error:
         reasons = " ".join(str(error).split())
         raise ConfigError(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worldgen.errors import ConfigError, SessionLimitError
 from worldgen.nn.cache_storage import CacheConfig, VectorStore
+from worldgen.nn.far import FarTokens, VisibleFrames, visible_frames
 
 __all__ = ["FrameCache", "SeenFrames", "StepCache"]
 
@@ -38,11 +39,15 @@ class StepCache(Protocol):
         layer: int,
         key: Float[Tensor, "batch head token width"],
         value: Float[Tensor, "batch head token width"],
+        far: FarTokens | None = None,
     ) -> SeenFrames:
-        """Store the current frame's keys and values and return those in the layer's window."""
+        """Store the current frame's keys and values and return those that it sees in a layer."""
 
     def read_before(self, layer: int) -> SeenFrames:
         """Return the keys and values that the frame to come sees, itself not included."""
+
+    def ages_before(self, layer: int) -> Int[Tensor, " token"]:
+        """Return how many frames each token of `read_before` lies behind the frame to come."""
 
     def note(self, ids: Int[Tensor, "batch note"]) -> None:
         """Keep whole numbers beside the current frame."""
@@ -64,6 +69,8 @@ class FrameCache:
     The first `sink` frames lie before the ring and never leave: every layer sees them beside its
     window. Source: attention sinks, StreamingLLM, arXiv:2309.17453, section 3.2; unlike there, keys
     keep the positions at which they were computed.
+
+    Far frames lie as few tokens in a ring of their own, written along with the frame.
 
     Forks share their memory until one of them writes. What is read may be a view of the cache; it
     stays as it is until this very cache is written to again, whatever its forks do.
@@ -96,15 +103,22 @@ class FrameCache:
         notes = torch.zeros(
             (batch, config.sink + config.capacity, config.notes), dtype=torch.int64, device=device
         )
+        num_far = config.far_capacity * config.far_tokens
+        far_shape = (len(config.far_layers), batch, config.heads, num_far, config.head_width)
         self._buffers = _Buffers(
-            VectorStore(shape, config, device), VectorStore(shape, config, device), notes
+            VectorStore(shape, config, device),
+            VectorStore(shape, config, device),
+            VectorStore(far_shape, config, device),
+            VectorStore(far_shape, config, device),
+            notes,
         )
         self._buffers.owners.add(self)
 
     @staticmethod
     def predicted_bytes(config: CacheConfig, *, batch: int = 1) -> int:
         """Return the memory of a cache: frames kept, times the memory of one, times sequences."""
-        return batch * (config.sink + config.capacity) * config.bytes_per_frame
+        whole = (config.sink + config.capacity) * config.bytes_per_frame
+        return batch * (whole + config.far_capacity * config.bytes_per_far_frame)
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -120,7 +134,7 @@ class FrameCache:
     def num_bytes(self) -> int:
         """Memory of the buffers; constant over time, shared with forks until one writes."""
         notes = self._buffers.notes
-        vectors = self._buffers.key.num_bytes + self._buffers.value.num_bytes
+        vectors = sum(store.num_bytes for store in self._buffers.stores)
         return vectors + notes.numel() * notes.element_size()
 
     def write_and_read(
@@ -128,22 +142,35 @@ class FrameCache:
         layer: int,
         key: Float[Tensor, "batch head token width"],
         value: Float[Tensor, "batch head token width"],
+        far: FarTokens | None = None,
     ) -> SeenFrames:
-        """Store the current frame's keys and values and return those in the layer's window.
+        """Store the current frame's keys and values and return those that it sees in a layer.
 
         The frames come back in the order of time, so results do not depend on where in the
         ring they lie. The pointer moves by `advance`, once all layers have written.
 
+        Args:
+            layer: That attends.
+            key: Of the frame's tokens.
+            value: Of the frame's tokens.
+            far: The frame as few tokens, in the layers that see far frames.
+
         Raises:
             ConfigError: If the layer or a shape is not one that the cache was made for.
         """
-        self.config.check(key, value, layer, self.batch)
+        self.config.check(key, value, layer, self.batch, far)
         self._begin_writing()
-        start, stop = self._spans(self.num_frames, self.num_frames + 1)[0]
+        number, buffers = self.num_frames, self._buffers
+        start, stop = self._spans(number, number + 1)[0]
         place = (layer, _ALL, _ALL, slice(start, stop))
-        self._buffers.key.put(place, key)
-        self._buffers.value.put(place, value)
-        return self._read(layer, self.num_frames + 1)
+        buffers.key.put(place, key)
+        buffers.value.put(place, value)
+        if far is not None and number >= self.config.sink:
+            start, stop = self._far_spans(number, number + 1)[0]
+            place = (self.config.far_layers.index(layer), _ALL, _ALL, slice(start, stop))
+            buffers.far_key.put(place, far.keys)
+            buffers.far_value.put(place, far.values)
+        return self._read(layer, number + 1)
 
     def read_before(self, layer: int) -> SeenFrames:
         """Return the keys and values that the frame after the last one sees, itself not included.
@@ -152,27 +179,48 @@ class FrameCache:
         """
         return self._read(layer, self.num_frames)
 
+    def ages_before(self, layer: int) -> Int[Tensor, " token"]:
+        """Return how many frames each token of `read_before` lies back; see `VisibleFrames.ages`."""
+        config = self.config
+        ages = self._visible(layer).ages(config.sink, config.tokens, config.far_tokens)
+        return ages[: len(ages) - config.tokens].to(self.device)
+
+    def _visible(self, layer: int) -> VisibleFrames:
+        """Return which frames the one after the last sees."""
+        config = self.config
+        far_frames = config.far_frames if layer in config.far_layers else 0
+        return visible_frames(self.num_frames, self.windows[layer], config.sink, far_frames)
+
     def _read(self, layer: int, stop: int) -> SeenFrames:
-        first = max(0, self.num_frames + 1 - self.windows[layer])
-        if first <= self.config.sink:
-            spans = self._spans(0, stop)
+        seen, buffers = self._visible(layer), self._buffers
+        if len(seen.kept) == seen.near.start:
+            kept, near = [], self._spans(0, stop)
         else:
-            spans = self._spans(0, self.config.sink) + self._spans(first, stop)
-        return SeenFrames(
-            _take(self._buffers.key, layer, spans), _take(self._buffers.value, layer, spans)
+            kept, near = self._spans(0, len(seen.kept)), self._spans(seen.near.start, stop)
+        far: list[tuple[int, int]] = []
+        far_layer = 0
+        if seen.far:
+            far = self._far_spans(seen.far.start, seen.far.stop)
+            far_layer = self.config.far_layers.index(layer)
+        pairs = ((buffers.key, buffers.far_key), (buffers.value, buffers.far_value))
+        keys, values = (
+            _joined(
+                _pieces(whole, layer, kept)
+                + _pieces(few, far_layer, far)
+                + _pieces(whole, layer, near if near or kept else [(0, 0)])
+            )
+            for whole, few in pairs
         )
+        return SeenFrames(keys, values)
 
     def _spans(self, first: int, stop: int) -> list[tuple[int, int]]:
         """Return where the tokens of frames `first` to `stop - 1` lie, in the order of time."""
-        sink, tokens = self.config.sink, self.config.tokens
-        end = sink + self._capacity
-        spans = []
-        while first < stop:
-            slot = self._slot(first)
-            length = min(stop - first, end - slot)
-            spans.append((slot * tokens, (slot + length) * tokens))
-            first += length
-        return spans
+        return _ring_spans(first, stop, self.config.sink, self._capacity, self.config.tokens)
+
+    def _far_spans(self, first: int, stop: int) -> list[tuple[int, int]]:
+        """Return where their few tokens lie; there are none of the sink."""
+        sink, config = self.config.sink, self.config
+        return _ring_spans(first - sink, stop - sink, 0, config.far_capacity, config.far_tokens)
 
     def note(self, ids: Int[Tensor, "batch note"]) -> None:
         """Keep whole numbers beside the current frame, for as long as its keys and values.
@@ -197,15 +245,14 @@ class FrameCache:
 
     def _slot(self, frame: int) -> int:
         """Return where a frame lies."""
-        sink = self.config.sink
-        return frame if frame < sink else sink + (frame - sink) % self._capacity
+        return _ring_slot(frame, self.config.sink, self._capacity)
 
     def _begin_writing(self) -> None:
         """Make room for the current frame, in memory that is this cache's own."""
         shared = self._buffers
         if len(shared.owners) > 1:
             # Copied before it is left: another thread that plays a fork must not write meanwhile.
-            self._buffers = _Buffers(shared.key.clone(), shared.value.clone(), shared.notes.clone())
+            self._buffers = shared.clone()
             self._buffers.owners.add(self)
             shared.owners.discard(self)
         self._oldest = max(self._oldest, self.num_frames + 1 - self._capacity)
@@ -236,6 +283,11 @@ class FrameCache:
         if num_frames <= self.config.sink:
             # Nothing is left in the ring that could be overwritten.
             self._oldest = 0
+
+    @property
+    def sink(self) -> int:
+        """Frames at the beginning that every later one sees."""
+        return self.config.sink
 
     @property
     def receptive_field(self) -> int:
@@ -276,13 +328,53 @@ class _Buffers:
     It knows the caches that use it. Caches that are dropped leave by themselves.
     """
 
-    def __init__(self, key: VectorStore, value: VectorStore, notes: Tensor) -> None:
+    def __init__(
+        self,
+        key: VectorStore,
+        value: VectorStore,
+        far_key: VectorStore,
+        far_value: VectorStore,
+        notes: Tensor,
+    ) -> None:
         self.key = key
         self.value = value
+        self.far_key = far_key
+        self.far_value = far_value
         self.notes = notes
         self.owners: WeakSet[FrameCache] = WeakSet()
 
+    @property
+    def stores(self) -> tuple[VectorStore, VectorStore, VectorStore, VectorStore]:
+        """All vectors."""
+        return self.key, self.value, self.far_key, self.far_value
 
-def _take(store: VectorStore, layer: int, spans: list[tuple[int, int]]) -> Tensor:
-    pieces = [store.get((layer, _ALL, _ALL, slice(*span))) for span in spans or [(0, 0)]]
+    def clone(self) -> "_Buffers":
+        """Return an independent copy that no cache uses yet."""
+        key, value, far_key, far_value = (store.clone() for store in self.stores)
+        return _Buffers(key, value, far_key, far_value, self.notes.clone())
+
+
+def _ring_slot(frame: int, sink: int, capacity: int) -> int:
+    """Return where a frame lies: the first ones in front of a ring, the others in it."""
+    return frame if frame < sink else sink + (frame - sink) % capacity
+
+
+def _ring_spans(
+    first: int, stop: int, sink: int, capacity: int, tokens: int
+) -> list[tuple[int, int]]:
+    """Return where the tokens of frames `first` to `stop - 1` lie, in the order of time."""
+    spans = []
+    while first < stop:
+        slot = _ring_slot(first, sink, capacity)
+        length = min(stop - first, sink + capacity - slot)
+        spans.append((slot * tokens, (slot + length) * tokens))
+        first += length
+    return spans
+
+
+def _pieces(store: VectorStore, layer: int, spans: list[tuple[int, int]]) -> list[Tensor]:
+    return [store.get((layer, _ALL, _ALL, slice(*span))) for span in spans]
+
+
+def _joined(pieces: list[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from worldgen.errors import ConfigError
+from worldgen.nn.far import FarTokens
 
 __all__ = ["CacheConfig", "CacheStorage", "VectorStore"]
 
@@ -33,6 +34,10 @@ class CacheConfig:
     """Frames kept behind the longest window, so that they can be rewound."""
     sink: int = 0
     """Frames at the beginning that every layer sees for ever, beside its window."""
+    far_frames: int = 0
+    """Frames behind their window that the layers with the longest one see as few tokens."""
+    far_tokens: int = 0
+    """Of a frame that is far."""
     notes: int = 0
     """Whole numbers kept beside each frame, for the frame after it."""
     storage: CacheStorage = "exact"
@@ -52,6 +57,11 @@ class CacheConfig:
             raise ConfigError(
                 f"a cache cannot keep fewer than 0 frames or notes, got spare {self.spare}, sink "
                 f"{self.sink}, notes {self.notes}"
+            )
+        if min(self.far_frames, self.far_tokens) < 0 or (self.far_frames and not self.far_tokens):
+            raise ConfigError(
+                f"far frames are 0 or more, each of at least 1 token; got far_frames "
+                f"{self.far_frames}, far_tokens {self.far_tokens}"
             )
         if self.storage not in get_args(CacheStorage):
             raise ConfigError(
@@ -73,7 +83,16 @@ class CacheConfig:
 
         A layer sees frames that have seen frames before them.
         """
-        return sum(window - 1 for window in self.windows) + (1 if self.notes else 0)
+        near = sum(window - 1 for window in self.windows)
+        return near + len(self.far_layers) * self.far_frames + (1 if self.notes else 0)
+
+    @property
+    def far_layers(self) -> tuple[int, ...]:
+        """Layers that see far frames: those whose window is the longest."""
+        if not self.far_frames:
+            return ()
+        longest = max(self.windows)
+        return tuple(layer for layer, window in enumerate(self.windows) if window == longest)
 
     @property
     def capacity(self) -> int:
@@ -81,25 +100,43 @@ class CacheConfig:
         return self.reach + self.spare
 
     @property
+    def far_capacity(self) -> int:
+        """Frames kept as few tokens: while they are far, and before, when they are near yet."""
+        return self.far_frames + self.capacity if self.far_frames else 0
+
+    @property
     def bytes_per_frame(self) -> int:
         """Memory of the keys and values of one frame, all layers together, and of its notes."""
+        note = self.notes * torch.int64.itemsize
+        return len(self.windows) * self.heads * self.tokens * self._bytes_per_token + note
+
+    @property
+    def bytes_per_far_frame(self) -> int:
+        """Memory of the few keys and values of one far frame, all layers together."""
+        return len(self.far_layers) * self.heads * self.far_tokens * self._bytes_per_token
+
+    @property
+    def _bytes_per_token(self) -> int:
+        """Memory of the key and the value of one token in one head."""
         vector = {
             "exact": self.head_width * self.dtype.itemsize,
             "bfloat16": self.head_width * torch.bfloat16.itemsize,
             "int8": self.head_width + _SCALE_DTYPE.itemsize,
         }[self.storage]
-        note = self.notes * torch.int64.itemsize
-        return 2 * len(self.windows) * self.heads * self.tokens * vector + note
+        return 2 * vector
 
     def frame_shape(self, batch: int) -> tuple[int, int, int, int]:
         """Shape `[batch, head, token, width]` of a frame's keys, and of its values."""
         return batch, self.heads, self.tokens, self.head_width
 
-    def check(self, key: Tensor, value: Tensor, layer: int, batch: int) -> None:
+    def check(
+        self, key: Tensor, value: Tensor, layer: int, batch: int, far: FarTokens | None = None
+    ) -> None:
         """Refuse keys and values that do not fit.
 
         Raises:
-            ConfigError: If the layer or a shape is not one that the cache was made for.
+            ConfigError: If the layer or a shape is not one that the cache was made for, or if far
+                tokens are missing or too much.
         """
         if not 0 <= layer < len(self.windows):
             raise ConfigError(
@@ -111,6 +148,15 @@ class CacheConfig:
                 f"this cache takes keys and values of shape [batch, head, token, width] = "
                 f"{list(shape)}, got keys {list(key.shape)} and values {list(value.shape)}; a "
                 f"cache fits one model and one number of sequences"
+            )
+        wanted = (batch, self.heads, self.far_tokens, self.head_width)
+        shapes = {tuple(part.shape) for part in far or ()}
+        if shapes != ({wanted} if layer in self.far_layers else set()):
+            needs = f"[batch, head, token, width] = {list(wanted)}"
+            raise ConfigError(
+                f"layer {layer} of this cache takes "
+                f"{needs if layer in self.far_layers else 'no tokens'} for a far frame, got "
+                f"{sorted(shapes) or 'none'}"
             )
 
 
