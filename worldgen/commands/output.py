@@ -7,20 +7,32 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from worldgen.checkpoint import write_text
+from worldgen.checkpoint import check_new_folder, write_text
+from worldgen.data.outputs import check_frame_output
 from worldgen.errors import DataError
 
-__all__ = ["check_output", "json_path", "note", "write_json"]
+__all__ = ["check_frames", "check_output", "json_path", "note", "write_json"]
 
 
 def check_output(path: Path | None) -> None:
     """Refuse a place that cannot be written before minutes are spent on what goes there."""
     if path is None:
         return
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        reason = "it is a folder" if path.is_dir() else f"{folder} cannot be written to"
-        raise DataError(f"cannot write {path}: {reason}; choose another file")
+    if path.is_dir():
+        raise DataError(f"cannot write {path}: it is a folder; choose another file")
+    _check_folder_of(path)
+
+
+def check_frames(path: Path | None) -> None:
+    """Refuse a place for frames as `check_output` does, which is a folder if it has no ending."""
+    if path is None:
+        return
+    check_frame_output(path)
+    if path.suffix:
+        check_output(path)
+    else:
+        check_new_folder(path)
+        _check_folder_of(path)
 
 
 def json_path(arguments: Namespace) -> Path | None:
@@ -40,3 +52,9 @@ def write_json(document: dict[str, Any], destination: str) -> None:
 def note(text: str) -> None:
     """Say something beside the output."""
     print(f"worldgen: {text}", file=sys.stderr)
+
+
+def _check_folder_of(path: Path) -> None:
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise DataError(f"cannot write {path}: {folder} cannot be written to; choose another place")

@@ -203,7 +203,7 @@ def _encode(
     container_options: dict[str, str],
     codec: str,
     pixels: str,
-    codec_options: dict[str, str],
+    codec_options: dict[str, object],
     first: int = 0,
 ) -> bytes:
     """Return a whole file of frames, the first one at the time of frame `first`."""
