@@ -3,7 +3,8 @@
 from math import ceil
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int64, Integer
+from numpy.typing import NDArray
 
 from worldgen.errors import ConfigError
 
@@ -11,12 +12,11 @@ __all__ = ["find_recalled", "frames_around", "recalled_of_episode"]
 
 _FRAMES_AT_ONCE = 4096
 """Compared in one piece: what fits the caches of a processor."""
-IdArray = np.ndarray
 
 
 def find_recalled(
-    history: Int[IdArray, "frame cell"], *, after: int, least_share: float = 0.7
-) -> Int[IdArray, "3 cell"]:
+    history: Integer[np.ndarray, "frame cell"], *, after: int, least_share: float = 0.7
+) -> Int64[np.ndarray, "3 cell"]:
     """Return the earlier frame that the last one is most like, between its two neighbours.
 
     The frame with the most cells equal to those of the last one; of several the latest. It shows
@@ -37,12 +37,13 @@ def find_recalled(
     """
     least = _least_equal(history, after, least_share)
     match = _match(history, after, least)
-    return frames_around(history, np.array([match]))[0]
+    found: NDArray[np.int64] = frames_around(history, np.array([match]))[0]
+    return found
 
 
 def recalled_of_episode(
-    ids: Int[IdArray, "frame cell"], *, after: int, least_share: float = 0.7
-) -> Int[IdArray, " frame"]:
+    ids: Integer[np.ndarray, "frame cell"], *, after: int, least_share: float = 0.7
+) -> Int64[np.ndarray, " frame"]:
     """Return for every frame the number of the one that `find_recalled` finds at its time, or -1.
 
     Args:
@@ -59,8 +60,8 @@ def recalled_of_episode(
 
 
 def frames_around(
-    ids: Int[IdArray, "frame cell"], matches: Int[IdArray, " match"]
-) -> Int[IdArray, "match 3 cell"]:
+    ids: Integer[np.ndarray, "frame cell"], matches: Integer[np.ndarray, " match"]
+) -> Int64[np.ndarray, "match 3 cell"]:
     """Return the frame before each match, the match and the frame after it, int64.
 
     Args:
@@ -68,12 +69,11 @@ def frames_around(
         matches: Numbers of frames; those below 0 get -1 everywhere. At the ends of the sequence the
             match stands for a neighbour that is not there.
     """
-    matches = np.asarray(matches, dtype=np.int64)
     near = (matches[:, None] + np.array([-1, 0, 1])).clip(0, len(ids) - 1)
     return np.where(matches[:, None, None] < 0, -1, ids[near].astype(np.int64))
 
 
-def _match(history: IdArray, after: int, least: int) -> int:
+def _match(history: NDArray[np.integer], after: int, least: int) -> int:
     """Return the number of the frame that the last one is most like, or -1."""
     last, candidates = history[-1], history[: max(0, len(history) - after)]
     # A product with ones counts the equal cells several times faster than a sum of booleans.
@@ -87,7 +87,7 @@ def _match(history: IdArray, after: int, least: int) -> int:
     return match
 
 
-def _least_equal(history: IdArray, after: int, least_share: float) -> int:
+def _least_equal(history: NDArray[np.integer], after: int, least_share: float) -> int:
     """Return how many cells must be equal, once all arguments are checked."""
     if history.ndim != 2 or not history.size or not np.issubdtype(history.dtype, np.integer):
         raise ConfigError(
@@ -100,4 +100,4 @@ def _least_equal(history: IdArray, after: int, least_share: float) -> int:
             f"(0, 1], got after={after} and least_share={least_share}"
         )
     # 0.7 of 10 cells are 7, though the product of the two numbers is not exactly 7.
-    return ceil(round(least_share * history.shape[1], 6))
+    return ceil(round(least_share * int(history.shape[1]), 6))

@@ -75,10 +75,9 @@ class StepEmbedding(nn.Module):
         grid = rearrange(
             embedded, "b frame (row column) channel -> (b frame) channel row column", row=self.rows
         )
+        read: Tensor = neighbourhood(grid)
         return rearrange(
-            neighbourhood(grid),
-            "(b frame) channel row column -> b frame (row column) channel",
-            b=len(embedded),
+            read, "(b frame) channel row column -> b frame (row column) channel", b=len(embedded)
         )
 
     def _where_given(
@@ -155,10 +154,11 @@ def check_conditions(
         ConfigError: If the world takes no conditions of a kind, or one has the wrong shape or a
             value out of its range; says which.
     """
-    if conditions.shape not in (None, (batch, frames)):
+    shape = conditions.shape
+    if shape is not None and shape != (batch, frames):
         raise ConfigError(
             f"conditions must be of the same steps as the frames, [batch, frame] = "
-            f"{[batch, frames]}; got {list(conditions.shape or ())}"
+            f"{[batch, frames]}; got {list(shape)}"
         )
     cells, slots = config.layout.num_cells, config.num_action_tokens
     later = config.longest_jump - 1
@@ -209,7 +209,7 @@ def _check_shape(name: str, part: Tensor | None, shape: tuple[int, ...]) -> None
 def _check_range(name: str, part: Tensor | None, least: int, most: int) -> None:
     if part is None or not part.numel():
         return
-    lowest, highest = int(part.amin()), int(part.amax())
+    lowest, highest = torch.stack(part.aminmax()).tolist()
     if lowest < least or highest > most:
         raise ConfigError(
             f"{name} must lie between {least} and {most} in this world, got {lowest} to {highest}"
