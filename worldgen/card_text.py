@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from worldgen.config import to_mapping
+from worldgen.generation.told import Told
 from worldgen.pipeline import World, WorldCard
 from worldgen.tokenizers.action import Categorical
 
@@ -45,6 +46,7 @@ def describe_world(world: World) -> dict[str, Any]:
             "codebook_size": world.tokenizer.codebook_size,
             "action_tokens_per_frame": layout.action_tokens_per_frame,
             "action_vocabulary_size": world.action_tokenizer.vocabulary_size,
+            **_text_facts(world),
         },
         "play": {
             "decoders": list(card.decoders),
@@ -63,6 +65,16 @@ def describe_world(world: World) -> dict[str, Any]:
         "training": dict(card.training),
         "figures": dict(card.figures),
         "limits": list(card.limits),
+    }
+
+
+def _text_facts(world: World) -> dict[str, int]:
+    told = Told.of(world.parts.model)
+    if not told.text_length:
+        return {}
+    return {
+        "text_tokens": told.text_length,
+        "text_vocabulary_size": told.text_vocabulary_size,
     }
 
 

@@ -6,11 +6,12 @@ import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from worldgen.checkpoint import file_hash, load_tensors, save_tensors, write_text
@@ -20,12 +21,14 @@ from worldgen.generation.decoding import Decoder, make_decoder
 from worldgen.generation.log import RolloutLog
 from worldgen.generation.sampling import SamplingConfig
 from worldgen.generation.session import Session, SessionParts, Start
+from worldgen.generation.told import Told
 from worldgen.models import (
     Transformer,
     load_world_model,
     save_world_model,
 )
 from worldgen.tokenizers.action import ActionSchema, ActionTokenizer
+from worldgen.tokenizers.text import TextTokenizer
 from worldgen.tokenizers.visual import (
     VisualTokenizer,
     load_visual_tokenizer,
@@ -47,6 +50,8 @@ CARD_FILE = "world.json"
 TOKENIZER_FILE = "tokenizer.safetensors"
 MODEL_FILE = "model.safetensors"
 STARTS_FILE = "starts.safetensors"
+TEXT_FILE = "text.json"
+"""Only in worlds that read text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +119,10 @@ class World:
 
     @property
     def hash(self) -> str:
-        """SHA-256 over tokenizer and model; a log replays only on the world of its hash."""
+        """SHA-256 over tokenizer and model; a log replays only on the world of its hash.
+
+        The text tokenizer is not among them: logs hold the ids of texts.
+        """
         return self.parts.world_hash
 
     @property
@@ -126,6 +134,40 @@ class World:
     def action_tokenizer(self) -> ActionTokenizer:
         """Actions to tokens and back."""
         return self.parts.action_tokenizer
+
+    @property
+    def text_tokenizer(self) -> TextTokenizer | None:
+        """Sentences to the ids that the model reads; None in worlds without text.
+
+        Raises:
+            ConfigError: If the library that it needs is not installed; the message says how.
+            CheckpointError: If its file is missing or damaged, or has more ids than the model.
+        """
+        told = Told.of(self.parts.model)
+        if not told.text_length:
+            return None
+        path = self.folder / TEXT_FILE
+        tokenizer = _load_text_tokenizer(path, path.stat().st_mtime_ns if path.exists() else 0)
+        if tokenizer.vocabulary_size > told.text_vocabulary_size:
+            raise CheckpointError(
+                f"{path} has {tokenizer.vocabulary_size} ids, the model reads "
+                f"{told.text_vocabulary_size}; give the text tokenizer that it was trained with"
+            )
+        return tokenizer
+
+    def text_ids(self, text: str) -> Int[Tensor, " token"]:
+        """Return the ids of a sentence, padded with 0 as the model reads them.
+
+        Raises:
+            ConfigError: If the world reads no text, or the sentence is empty or too long.
+            CheckpointError: As of `text_tokenizer`.
+        """
+        tokenizer = self.text_tokenizer
+        if tokenizer is None:
+            raise ConfigError(
+                f"world {self.name!r} reads no text; leave the text out, or use a world with text"
+            )
+        return tokenizer.encode(text, Told.of(self.parts.model).text_length)
 
     @property
     def model(self) -> Any:
@@ -141,7 +183,8 @@ class World:
         self,
         *,
         seed: int = 0,
-        start: int | Start = 0,
+        start: int | Start | None = 0,
+        text: str | None = None,
         decoder: str | None = None,
         sampling: SamplingConfig | None = None,
     ) -> Session:
@@ -149,21 +192,32 @@ class World:
 
         Args:
             seed: Decides every random draw.
-            start: Index of a shipped start, or a start of your own.
+            start: Index of a shipped start, a start of your own, or None: no frames, the first
+                one is drawn from the text.
+            text: What is to be seen, in worlds that read text; None: the text of the start.
             decoder: As named by `make_decoder`, for example `"whole_frame"`, `"strided:4"` or
                 `"jacobi"`; by default the first one on the card.
             sampling: Temperature and nucleus; by default the card's.
 
         Raises:
-            WorldgenError: If the world has no start of that index, or the decoder is unknown.
+            WorldgenError: If the world has no start of that index, the decoder is unknown, or the
+                world reads no text.
         """
         index = start if isinstance(start, int) else None
+        if start is None:
+            layout = self.parts.model.layout
+            start = Start(
+                visual_ids=torch.zeros(0, layout.num_cells, dtype=torch.int64),
+                action_ids=torch.zeros(0, layout.num_action_tokens, dtype=torch.int64),
+            )
         if isinstance(start, int):
             if not 0 <= start < len(self.starts):
                 raise WorldgenError(
                     f"world {self.name!r} has starts 0 to {len(self.starts) - 1}, got {start}"
                 )
             start = self.starts[start]
+        if text is not None:
+            start = replace(start, text_ids=self.text_ids(text))
         made = make_decoder(
             decoder or self.card.decoders[0],
             self.parts.model.layout,
@@ -188,10 +242,10 @@ class World:
         )
 
     def load_session(self, path: Path) -> Session:
-        """Return the session that `Session.save` wrote, at its last frame.
+        """Return the session that `Session.save` or `Session.save_state` wrote, at its last frame.
 
         Raises:
-            LogError: If the file is no log, or of another world.
+            LogError: If the file is neither a log nor a state, is damaged, or of another world.
         """
         return Session.load(self.parts, path)
 
@@ -301,6 +355,11 @@ def _load(folder: Path, stamp: tuple[int, ...]) -> World:
     return World(card=card, folder=folder, parts=parts, starts=starts)
 
 
+@functools.lru_cache(maxsize=8)
+def _load_text_tokenizer(path: Path, stamp: int) -> TextTokenizer:
+    return TextTokenizer.load(path)
+
+
 def save_world(
     folder: Path,
     *,
@@ -333,6 +392,8 @@ def save_starts(path: Path, starts: Sequence[Start]) -> None:
     for number, start in enumerate(starts):
         tensors[f"{number}.visual_ids"] = start.visual_ids.to(torch.int32)
         tensors[f"{number}.action_ids"] = start.action_ids.to(torch.int32)
+        if start.text_ids is not None:
+            tensors[f"{number}.text_ids"] = start.text_ids.to(torch.int32)
         if start.environment_actions is not None:
             tensors[f"{number}.environment_actions"] = torch.from_numpy(start.environment_actions)
         seeds.append(start.environment_seed)
@@ -349,9 +410,11 @@ def _load_starts(path: Path) -> tuple[Start, ...]:
 
 def _start(tensors: Mapping[str, Tensor], number: int, seed: int | None) -> Start:
     actions = tensors.get(f"{number}.environment_actions")
+    text_ids = tensors.get(f"{number}.text_ids")
     return Start(
         visual_ids=tensors[f"{number}.visual_ids"].long(),
         action_ids=tensors[f"{number}.action_ids"].long(),
+        text_ids=None if text_ids is None else text_ids.long(),
         environment_seed=seed,
         environment_actions=None if actions is None else actions.numpy(),
     )

@@ -10,7 +10,7 @@ from tests.factories import tiny_model_config, tiny_world
 from tests.models.test_next_token import make_model
 from worldgen.errors import ConfigError
 from worldgen.generation import SamplingConfig, make_decoder
-from worldgen.generation.guidance import GuidedModel, TemperedModel, steer
+from worldgen.generation.guidance import Branch, GuidedModel, TemperedModel, steer
 from worldgen.generation.random import frame_uniforms
 from worldgen.generation.sampling import distribution
 from worldgen.models import NextFrameTransformer, WorldModel
@@ -24,6 +24,10 @@ REST = torch.tensor([0, 3])
 def model() -> NextFrameTransformer:
     torch.manual_seed(0)
     return NextFrameTransformer(tiny_model_config()).eval()
+
+
+def from_rest(strength: float) -> Branch:
+    return Branch(strength=strength, action_ids=REST)
 
 
 def play(
@@ -51,7 +55,7 @@ def test_guided_logits_are_those_of_both_branches_apart(model: NextFrameTransfor
     generator = torch.Generator().manual_seed(2)
     visual_ids = torch.randint(0, 64, (3, 2, 64), generator=generator)
     action_ids = torch.randint(0, 3, (3, 2, 2), generator=generator) + torch.tensor([0, 3])
-    guided = GuidedModel(model, REST, 1.5)
+    guided = GuidedModel(model, [from_rest(1.5)])
     caches = guided.new_cache(2), model.new_cache(2), model.new_cache(2)
     for ids, actions in zip(visual_ids, action_ids, strict=True):
         draft = guided.observe(caches[0], ids, actions)
@@ -75,8 +79,8 @@ def test_no_guidance_changes_nothing(model: NextFrameTransformer) -> None:
     sampling = SamplingConfig(temperature=1.0)
     assert steer(model, sampling, REST) is model
     plain = play(model, "strided:4", sampling)
-    assert torch.equal(play(GuidedModel(model, REST, 0.0), "strided:4", sampling), plain)
-    assert not torch.equal(play(GuidedModel(model, REST, 3.0), "strided:4", sampling), plain)
+    assert torch.equal(play(GuidedModel(model, [from_rest(0.0)]), "strided:4", sampling), plain)
+    assert not torch.equal(play(GuidedModel(model, [from_rest(3.0)]), "strided:4", sampling), plain)
 
 
 @pytest.mark.parametrize("kind", ["next_frame", "next_token"])
@@ -117,6 +121,8 @@ def test_unlikely_ids_are_left_out() -> None:
     [
         ({"min_p": 1.5}, "min_p must be 0 to 1, got 1.5"),
         ({"guidance": -1.0}, "guidance must be 0 or more"),
+        ({"text_guidance": -1.0}, "text_guidance must be 0 or more"),
+        ({"context_noise": -1}, "context_noise must be 0 or a higher noise level, got -1"),
         ({"last_temperature": 0.0}, "last_temperature needs it and temperature above 0"),
         ({"last_temperature": 1.0, "temperature": 0.0}, "last_temperature needs"),
     ],
@@ -128,7 +134,44 @@ def test_wrong_settings_are_one_clear_message(wrong: dict[str, float], message: 
 
 def test_rest_must_be_that_of_a_step(model: NextFrameTransformer) -> None:
     with pytest.raises(ConfigError, match="a step has 2 action tokens"):
-        GuidedModel(model, torch.zeros(3, dtype=torch.int64), 1.0)
+        GuidedModel(model, [Branch(strength=1.0, action_ids=torch.zeros(3, dtype=torch.int64))])
+
+
+def test_guidance_needs_something_to_lead_away_from(model: NextFrameTransformer) -> None:
+    with pytest.raises(ConfigError, match="needs a branch"):
+        GuidedModel(model, [])
+    with pytest.raises(ConfigError, match=r"0 or more, got -1\.0"):
+        GuidedModel(model, [from_rest(-1.0)])
+
+
+@torch.no_grad()
+def test_guidance_by_text_and_by_actions_adds_up() -> None:
+    torch.manual_seed(0)
+    model = NextFrameTransformer(tiny_model_config(text_vocabulary_size=9, sink=1)).eval()
+    sampling = SamplingConfig(guidance=1.5, text_guidance=0.5)
+    guided = steer(model, sampling, REST)
+    generator = torch.Generator().manual_seed(2)
+    text = torch.randint(0, 9, (2, 66), generator=generator)
+    ids = torch.randint(0, 64, (2, 64), generator=generator)
+    actions = torch.tensor([[1, 4], [2, 5]])
+    cells = torch.arange(64)
+    seen = []
+    branches = (actions, text), (REST.expand(2, 2), text), (actions, torch.zeros_like(text))
+    for taken, read in branches:
+        cache = model.new_cache(2)
+        first = model.predict(model.observe_text(cache, read), cells)
+        seen.append((first, model.predict(model.observe(cache, ids, taken), cells)))
+    (given_first, given), (_, rest), (null_first, null) = seen
+    cache = guided.new_cache(2)
+    assert isinstance(guided, GuidedModel)
+    draft = guided.observe_text(cache, text)
+    # Before the first frame no action has been taken.
+    expected = 1.5 * given_first - 0.5 * null_first
+    assert torch.allclose(guided.predict(draft, cells), expected, atol=1e-5)
+    draft = guided.observe(cache, ids, actions)
+    expected = 3.0 * given - 1.5 * rest - 0.5 * null
+    assert torch.allclose(guided.predict(draft, cells), expected, atol=1e-5)
+    assert not torch.allclose(given, null, atol=1e-3)
 
 
 @pytest.mark.parametrize("decoder", ["strided:4", "jacobi"])

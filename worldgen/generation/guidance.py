@@ -1,5 +1,6 @@
-"""Models that are steered while they are asked: towards an action, and by a temperature per cell."""
+"""Models that are steered while they are asked: to an action or a text, by a temperature per cell."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,10 @@ from worldgen.errors import ConfigError
 from worldgen.generation.sampling import SamplingConfig
 from worldgen.generation.wrapped import WrappedModel
 from worldgen.models.base import FrameDraft, WorldModel
+from worldgen.models.conditions import StepConditions
 from worldgen.nn.cache import FrameCache, StepCache
 
-__all__ = ["GuidedModel", "TemperedModel", "steer"]
+__all__ = ["Branch", "GuidedModel", "TemperedModel", "steer"]
 
 
 def steer(
@@ -22,68 +24,115 @@ def steer(
 
     Args:
         model: Of the world; returned as it is where the sampling steers nothing.
-        sampling: `guidance` and `last_temperature` steer.
+        sampling: `guidance`, `text_guidance` and `last_temperature` steer.
         rest_ids: Action tokens of a step in which nothing is done.
     """
+    branches = []
     if sampling.guidance:
-        model = GuidedModel(model, rest_ids, sampling.guidance)
+        branches.append(Branch(strength=sampling.guidance, action_ids=rest_ids))
+    if sampling.text_guidance:
+        branches.append(Branch(strength=sampling.text_guidance, has_text=False))
+    if branches:
+        model = GuidedModel(model, branches)
     if sampling.last_temperature is not None and sampling.temperature > 0.0:
         model = TemperedModel(model, sampling.temperature, sampling.last_temperature)
     return model
 
 
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """A sequence with the same frames that was told less: what predictions are led away from."""
+
+    strength: float
+    """How far; at least 0."""
+    action_ids: Int[Tensor, " token"] | None = None
+    """Action tokens of every step instead of those taken; None: those taken."""
+    has_text: bool = True
+    """Whether it begins with the text, or with the null prompt instead."""
+
+
 @dataclass(kw_only=True)
 class GuidedDraft(FrameDraft):
-    """The next frame as the model knows it in both branches."""
+    """The next frame as the model knows it in all branches."""
 
-    both: FrameDraft
+    all: FrameDraft
 
 
 class GuidedModel(WrappedModel):
-    """Leads predictions away from those under no action, in one batch with them.
+    """Leads predictions away from those under no action, or no text, in one batch with them.
 
-    Every sequence is remembered twice, once with its actions and once with rest instead; both have
-    the same frames. Logits are `given + guidance * (given - rest)`.
+    Every sequence is remembered as it is and once more for each branch; all have the same frames.
+    Logits are `given + strength * (given - branch)`, with such a difference for each branch.
 
-    Source: classifier-free guidance, arXiv:2207.12598, equation 6, with rest in the place of a
-        trained null condition: a world knows rest from its recordings, so nothing is trained.
+    Source: classifier-free guidance, arXiv:2207.12598, equation 6. For actions with rest in the
+        place of a trained null condition: a world knows rest from its recordings, so nothing is
+        trained. Conditions add up as in arXiv:2206.01714, equation 11.
 
     Args:
         inner: The world model.
-        rest_ids: Action tokens of a step in which nothing is done.
-        guidance: At least 0; 0 changes nothing, at twice the cost.
+        branches: At least one; a strength of 0 changes nothing, at its cost.
 
     Raises:
-        ConfigError: If the guidance is negative, or the tokens are not those of one step.
+        ConfigError: If there is no branch, a strength is negative, or action tokens are not those
+            of one step.
     """
 
-    def __init__(self, inner: WorldModel, rest_ids: Int[Tensor, " token"], guidance: float) -> None:
+    def __init__(self, inner: WorldModel, branches: Sequence[Branch]) -> None:
         super().__init__(inner)
-        if not guidance >= 0.0:
-            raise ConfigError(f"guidance must be 0 or more, got {guidance}")
-        if rest_ids.shape != (inner.layout.num_action_tokens,):
-            raise ConfigError(
-                f"a step has {inner.layout.num_action_tokens} action tokens, rest has the shape "
-                f"{list(rest_ids.shape)}"
-            )
-        self.rest_ids = rest_ids
-        self.guidance = guidance
+        if not branches:
+            raise ConfigError("guidance needs a branch to lead away from, got none")
+        for branch in branches:
+            if not branch.strength >= 0.0:
+                raise ConfigError(f"guidance must be 0 or more, got {branch.strength}")
+            rest = branch.action_ids
+            if rest is not None and rest.shape != (inner.layout.num_action_tokens,):
+                raise ConfigError(
+                    f"a step has {inner.layout.num_action_tokens} action tokens, rest has the "
+                    f"shape {list(rest.shape)}"
+                )
+        self.branches = tuple(branches)
+        self._rows = 1 + len(self.branches)
 
     def new_cache(self, batch: int, *, spare: int = 0) -> FrameCache:
-        """Return an empty cache of both branches."""
-        return self.inner.new_cache(2 * batch, spare=spare)
+        """Return an empty cache of all branches."""
+        return self.inner.new_cache(self._rows * batch, spare=spare)
 
     def observe(
         self,
         cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
+        conditions: StepConditions | None = None,
     ) -> FrameDraft:
-        """Commit one step to both branches; return the draft of the next frame."""
-        rest = self.rest_ids.to(action_ids).expand_as(action_ids)
-        both = torch.cat((action_ids, rest))
-        draft = self.inner.observe(cache, visual_ids.repeat(2, 1), both)
-        return GuidedDraft(previous_ids=draft.previous_ids[: len(visual_ids)], both=draft)
+        """Commit one step to all branches; return the draft of the next frame."""
+
+        def taken(branch: Branch) -> Tensor:
+            rest = branch.action_ids
+            return action_ids if rest is None else rest.to(action_ids).expand_as(action_ids)
+
+        draft = self.inner.observe(
+            cache,
+            visual_ids.repeat(self._rows, 1),
+            self._told(action_ids, taken),
+            None if conditions is None else conditions.repeat(self._rows),
+        )
+        return self._draft(draft, len(visual_ids))
+
+    def observe_text(self, cache: StepCache, text_ids: Int[Tensor, "batch token"]) -> FrameDraft:
+        """Commit the text, or the null prompt, to all branches; return the first frame's draft."""
+
+        def text(branch: Branch) -> Tensor:
+            return text_ids if branch.has_text else torch.zeros_like(text_ids)
+
+        draft = super().observe_text(cache, self._told(text_ids, text))
+        return self._draft(draft, len(text_ids))
+
+    def _told(self, given: Tensor, instead: Callable[[Branch], Tensor]) -> Tensor:
+        """Return the rows of all branches, the sequences themselves first."""
+        return torch.cat((given, *map(instead, self.branches)))
+
+    def _draft(self, draft: FrameDraft, batch: int) -> GuidedDraft:
+        return GuidedDraft(previous_ids=draft.previous_ids[:batch], all=draft)
 
     def predict(
         self, draft: FrameDraft, cells: Int[Tensor, " group"]
@@ -94,9 +143,9 @@ class GuidedModel(WrappedModel):
     def reveal(
         self, draft: FrameDraft, cells: Int[Tensor, " group"], ids: Int[Tensor, "batch group"]
     ) -> None:
-        """Tell both branches the drawn ids of `cells`."""
+        """Tell all branches the drawn ids of `cells`."""
         assert isinstance(draft, GuidedDraft)
-        super().reveal(draft.both, cells, ids.repeat(2, 1))
+        super().reveal(draft.all, cells, ids.repeat(self._rows, 1))
 
     def score(
         self,
@@ -105,19 +154,23 @@ class GuidedModel(WrappedModel):
         group_of_cell: Int[Tensor, "batch cell"],
     ) -> Float[Tensor, "batch cell codebook"]:
         """Return guided logits of every cell; see `WorldModel.score`."""
-        return super().score(self._asked(draft), ids.repeat(2, 1), group_of_cell.repeat(2, 1))
+        rows = self._rows
+        return super().score(self._asked(draft), ids.repeat(rows, 1), group_of_cell.repeat(rows, 1))
 
     def answer(
-        self, logits: Float[Tensor, "both group codebook"], cells: Int[Tensor, " group"]
+        self, logits: Float[Tensor, "rows group codebook"], cells: Int[Tensor, " group"]
     ) -> Float[Tensor, "batch group codebook"]:
-        """Return the logits of both branches as one."""
-        given, rest = logits.chunk(2)
-        return given + self.guidance * (given - rest)
+        """Return the logits of all branches as one."""
+        given, *others = logits.chunk(self._rows)
+        led = given
+        for branch, other in zip(self.branches, others, strict=True):
+            led = led + branch.strength * (given - other)
+        return led
 
     def _asked(self, draft: FrameDraft) -> FrameDraft:
         assert isinstance(draft, GuidedDraft)
         draft.calls += 1
-        return draft.both
+        return draft.all
 
 
 class TemperedModel(WrappedModel):

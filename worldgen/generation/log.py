@@ -39,7 +39,8 @@ class RolloutLog:
     start: int | None
     """Index among the world's shipped starts, None for a start of the user's own."""
     context_ids: tuple[tuple[int, ...], ...]
-    """Visual tokens of the context, whose last frame is frame 0 of the rollout."""
+    """Visual tokens of the context, whose last frame is frame 0 of the rollout; where there is
+    none, frame 0 was drawn from the text."""
     context_actions: tuple[tuple[int, ...], ...]
     """Action tokens of the steps of the context, one tuple fewer than grids."""
     actions: tuple[tuple[int, ...], ...]
@@ -49,6 +50,9 @@ class RolloutLog:
     """For every frame shown the `frame_digest` of its grid."""
     frames_per_step: int = 1
     """Frames that are drawn together; not written where it is 1."""
+    text_ids: tuple[int, ...] | None = None
+    """Text in front of the context, padded with 0; None, and not written: none, or the null
+    prompt."""
 
     @property
     def total_hash(self) -> str:
@@ -68,6 +72,8 @@ class RolloutLog:
         content = to_mapping(self)
         if self.frames_per_step == 1:
             del content["frames_per_step"]
+        if self.text_ids is None:
+            del content["text_ids"]
         return header | content
 
     @classmethod
@@ -97,7 +103,7 @@ class RolloutLog:
                 f"malformed rollout log: {len(log.actions)} actions but {len(log.digests)} digests"
                 + (f" of frames drawn {size} at a time" if size != 1 else "")
             )
-        if len(log.context_ids) != len(log.context_actions) + 1:
+        if len(log.context_actions) != max(len(log.context_ids) - 1, 0):
             raise LogError(
                 f"malformed rollout log: {len(log.context_ids)} context frames or grids need the "
                 f"actions of one fewer, got {len(log.context_actions)}"
@@ -131,7 +137,7 @@ class RolloutLog:
 
 
 def _tuples(rest: dict[str, Any], fields: set[str]) -> dict[str, Any]:
-    nested = {"context_ids", "context_actions", "actions"} & fields
+    nested = {"context_ids", "context_actions", "actions", "text_ids"} & fields
     return {
         key: [tuple(row) if isinstance(row, list) else row for row in value]
         if key in nested and isinstance(value, list)

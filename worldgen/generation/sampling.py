@@ -30,6 +30,12 @@ class SamplingConfig:
     guidance: float = 0.0
     """How far logits are led away from those under no action; 0 asks the model once, anything else
     asks it about both in one batch."""
+    text_guidance: float = 0.0
+    """How far logits are led away from those under no text; 0 asks the model once, anything else
+    asks it about both in one batch. Only where the world's model reads text."""
+    context_noise: int = 0
+    """How spoilt a model with noise levels is told that frames are which it drew itself; 0: clean,
+    as given ones are."""
     last_temperature: float | None = None
     """Temperature of the last cell in raster numbering; those before go there evenly from
     `temperature`. None: all cells have the same."""
@@ -45,6 +51,14 @@ class SamplingConfig:
             raise ConfigError(f"min_p must be 0 to 1, got {self.min_p}")
         if not 0.0 <= self.guidance < math.inf:
             raise ConfigError(f"guidance must be 0 or more and finite, got {self.guidance}")
+        if not 0.0 <= self.text_guidance < math.inf:
+            raise ConfigError(
+                f"text_guidance must be 0 or more and finite, got {self.text_guidance}"
+            )
+        if self.context_noise < 0:
+            raise ConfigError(
+                f"context_noise must be 0 or a higher noise level, got {self.context_noise}"
+            )
         last = self.last_temperature
         if last is not None and not (0.0 < last < math.inf and self.temperature > 0.0):
             raise ConfigError(

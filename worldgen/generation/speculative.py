@@ -12,7 +12,8 @@ from worldgen.generation.jacobi import settle
 from worldgen.generation.sampling import SamplingConfig
 from worldgen.generation.scheduled import Decoder
 from worldgen.layout import SequenceLayout
-from worldgen.models.base import FrameDraft, Policy, WorldModel
+from worldgen.models.base import FrameDraft, Policy, TextModel, WorldModel
+from worldgen.models.conditions import StepConditions
 from worldgen.nn.cache import FrameCache, StepCache
 
 __all__ = ["PairedDraft", "SpeculativeDecoder", "WithDraftModel"]
@@ -40,6 +41,22 @@ class PairedCache(FrameCache):
     def num_bytes(self) -> int:
         """Memory of both."""
         return self.large.num_bytes + self.small.num_bytes
+
+    @property
+    def sink(self) -> int:
+        """Of the one that keeps more."""
+        return max(self.large.sink, self.small.sink)
+
+    @property
+    def receptive_field(self) -> int:
+        """Of the one that sees further."""
+        return max(self.large.receptive_field, self.small.receptive_field)
+
+    def skip_to(self, num_frames: int) -> None:
+        """Leave frames out of both; see `FrameCache.skip_to`."""
+        self.large.skip_to(num_frames)
+        self.small.skip_to(num_frames)
+        self.num_frames = num_frames
 
     def can_rewind_to(self, num_frames: int) -> bool:
         """Whether both can."""
@@ -121,11 +138,24 @@ class WithDraftModel:
         cache: StepCache,
         visual_ids: Int[Tensor, "batch cell"],
         action_ids: Int[Tensor, "batch slot"],
+        conditions: StepConditions | None = None,
     ) -> PairedDraft:
         """Commit one step to both caches; return the draft of the next frame."""
         assert isinstance(cache, PairedCache)
-        large = self.large.observe(cache.large, visual_ids, action_ids)
-        small = self.small.observe(cache.small, visual_ids, action_ids)
+        large = self.large.observe(cache.large, visual_ids, action_ids, conditions)
+        small = self.small.observe(cache.small, visual_ids, action_ids, conditions)
+        return self._paired(cache, large, small)
+
+    def observe_text(self, cache: StepCache, text_ids: Int[Tensor, "batch token"]) -> PairedDraft:
+        """Commit the text in front to both caches; return the draft of the first frame."""
+        assert isinstance(cache, PairedCache)
+        if not (isinstance(self.large, TextModel) and isinstance(self.small, TextModel)):
+            raise ConfigError("a model and its draft model must both read text, or be given none")
+        large = self.large.observe_text(cache.large, text_ids)
+        small = self.small.observe_text(cache.small, text_ids)
+        return self._paired(cache, large, small)
+
+    def _paired(self, cache: PairedCache, large: FrameDraft, small: FrameDraft) -> PairedDraft:
         cache.num_frames = cache.large.num_frames
         return PairedDraft(previous_ids=large.previous_ids, large=large, small=small)
 

@@ -11,6 +11,7 @@ from worldgen.generation.random import frame_uniforms
 from worldgen.generation.refinement import RefinementDecoder
 from worldgen.generation.scheduled import Decoder, ScheduleDecoder
 from worldgen.models.base import WorldModel
+from worldgen.models.conditions import StepConditions, stack_conditions
 from worldgen.nn.cache import FrameCache, SeenFrames
 from worldgen.nn.far import FarTokens
 
@@ -31,7 +32,9 @@ class Turn:
     """Taken in it."""
     seed: int
     number: int
-    """Of the grid to draw, from 0 for the session's first."""
+    """Of the grid to draw: 0 is the one that a session begins with."""
+    conditions: StepConditions | None = None
+    """What the step is told beside frame and action, of this one row and step."""
 
     @property
     def company(self) -> Hashable:
@@ -48,7 +51,9 @@ class Turn:
             return None
         longest = cache.config.sink + max(cache.windows) + cache.config.far_frames
         seen = min(cache.num_frames, longest)
-        return id(self.model), type(decoder), decoder.name, decoder.sampling, cache.config, seen
+        told = None if self.conditions is None else self.conditions.kinds
+        kind = type(decoder), decoder.name, decoder.sampling
+        return id(self.model), kind, cache.config, seen, told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,8 @@ class Drawn:
     """On the CPU."""
     calls: int
     """Calls of the model, `predict` and `score`."""
+    rows: int = 1
+    """Of the batch that it was drawn in, for which the calls were made."""
 
 
 class CacheRows:
@@ -146,16 +153,17 @@ def draw_grids(turns: Sequence[Turn], model: WorldModel | None = None) -> list[D
     visual_ids = torch.stack([turn.visual_ids for turn in turns])
     action_ids = torch.stack([turn.action_ids for turn in turns])
     seeds, numbers = [turn.seed for turn in turns], [turn.number for turn in turns]
+    conditions = stack_conditions([turn.conditions for turn in turns])
     try:
         cache = caches[0] if len(caches) == 1 else CacheRows(caches)
-        draft = model.observe(cache, visual_ids, action_ids)
+        draft = model.observe(cache, visual_ids, action_ids, conditions)
         uniforms = frame_uniforms(seeds, numbers, model.layout.num_cells)
         ids = first.decoder.draw_frame(model, draft, uniforms).cpu()
     except BaseException:
         for cache, num_frames in zip(caches, before, strict=True):
             cache.rewind_to(num_frames)
         raise
-    return [Drawn(ids=row, calls=draft.calls) for row in ids]
+    return [Drawn(ids=row, calls=draft.calls, rows=len(ids)) for row in ids]
 
 
 def _stack(rows: Sequence[SeenFrames]) -> SeenFrames:
