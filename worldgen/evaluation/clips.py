@@ -104,13 +104,17 @@ class Clips:
 
     def first(self, count: int) -> "Clips":
         """Return the first `count` clips."""
-        return Clips(
-            context=self.context,
-            frames=self.frames[:count],
-            actions=self.actions[:count],
-            columns={name: column[:count] for name, column in self.columns.items()},
-            specs=self.specs[:count],
-            changed=self.changed,
+        return self.pick(range(min(count, len(self))))
+
+    def pick(self, rows: Sequence[int]) -> "Clips":
+        """Return the clips of these numbers, in their order."""
+        chosen = np.array(rows, np.int64)
+        return dataclasses.replace(
+            self,
+            frames=self.frames[chosen],
+            actions=self.actions[chosen],
+            columns={name: column[chosen] for name, column in self.columns.items()},
+            specs=tuple(self.specs[row] for row in rows),
         )
 
 

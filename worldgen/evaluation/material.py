@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from worldgen.data.episodes import Dataset
-from worldgen.errors import EnvironmentMissingError
+from worldgen.errors import DataError, EnvironmentMissingError
 from worldgen.evaluation.clips import Clips, load_clips, read_clip_specs, render_clips
-from worldgen.evaluation.judges.probes import Probe, load_probes
+from worldgen.evaluation.judges.probes import Probe, TileProbe, load_probes
 from worldgen.evaluation.rollout import Roller
 from worldgen.generation.decoding import Decoder, make_decoder
 from worldgen.pipeline import World
@@ -27,6 +27,7 @@ __all__ = [
     "load_world_probes",
     "prepare",
     "roller_of",
+    "tile_probe",
 ]
 
 CLIPS_FILE = "evaluation.json"
@@ -211,3 +212,20 @@ def load_world_probes(world: World) -> tuple[dict[str, Probe], dict[str, Any]]:
     if not path.exists():
         return {}, {}
     return load_probes(path)
+
+
+def tile_probe(world: World) -> TileProbe:
+    """Return the judge in a world's folder that reads tiles.
+
+    Raises:
+        DataError: If there is none.
+        CheckpointError: If the file is damaged.
+    """
+    probes, _ = load_world_probes(world)
+    for probe in probes.values():
+        if isinstance(probe, TileProbe):
+            return probe
+    raise DataError(
+        f"world {world.name!r} has no judge of tiles in {world.folder / PROBES_FILE}; this is "
+        "measured in worlds of tiles, whose judge `python -m train.probe` trains"
+    )
