@@ -116,20 +116,25 @@ def tiny_world(
     environment: EnvironmentCard | None = None,
     seed: int = 0,
     frames_per_step: int | None = None,
+    **changes: int | tuple[int, ...],
 ) -> Path:
     """Write a world with random weights and two starts; return its folder.
 
-    With `frames_per_step` the tokenizer is one of clips.
+    With `frames_per_step` the tokenizer is one of clips; `changes` are those of `tiny_model_config`.
+    What a model learns to heed only by training, such as frames that it is reminded of, has weights
+    here as well.
     """
     config: VisualTokenizerConfig = tiny_tokenizer_config()
-    changes = {}
+    heeds_more = bool(changes)
     if frames_per_step is not None:
         config = temporal_tokenizer_config(frames_per_latent=frames_per_step)
-        changes = {"frames_per_step": frames_per_step, "num_action_tokens": 2 * frames_per_step}
+        changes |= {"frames_per_step": frames_per_step, "num_action_tokens": 2 * frames_per_step}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         tokenizer = build_visual_tokenizer(config).eval()
         model = NextFrameTransformer(tiny_model_config(**changes))
+        if heeds_more:
+            give_weights(model)
         num_actions = 3 * model.layout.frames_per_step
         starts = [
             Start(
@@ -173,6 +178,14 @@ def tiny_world(
     save_starts(folder / "starts.safetensors", starts)
     card.write(folder)
     return folder
+
+
+def give_weights(model: torch.nn.Module) -> None:
+    """Fill all weights that begin as zero, so that what they are for changes something."""
+    with torch.no_grad():
+        for weights in model.parameters():
+            if not weights.any():
+                weights.normal_(std=0.5)
 
 
 def tiny_driven_world(

@@ -11,7 +11,9 @@ from jaxtyping import Int, UInt8
 from worldgen.errors import DataError
 from worldgen.generation.decoding import Decoder
 from worldgen.generation.random import frame_uniforms
+from worldgen.generation.told import Told
 from worldgen.models.base import WorldModel
+from worldgen.models.conditions import stack_conditions
 from worldgen.records import to_float, to_uint8
 from worldgen.tokenizers.action import ActionTokenizer
 from worldgen.tokenizers.visual import VisualTokenizer
@@ -28,7 +30,8 @@ class Roller:
     """Generates many clips as one batch; each row as if it were alone.
 
     Random numbers depend on a row's own seed and frame, so a row is what a session with that
-    seed would show, up to the rounding of batched matrix products.
+    seed would show, up to the rounding of batched matrix products. Worlds that read text are given
+    none, the null prompt.
     """
 
     model: WorldModel
@@ -251,12 +254,21 @@ class Roller:
         feed_back: bool,
     ) -> Iterator[torch.Tensor]:
         """Yield the drawn grid after each step from `first` on."""
+        told, noise_level = Told.of(self.model), self.decoder.sampling.context_noise
+        told.check(self.decoder.sampling)
         cache = self.model.new_cache(len(given))
         drawn = given[:, 0]
+        # Two bytes an id where they fit: frames are compared with all before them.
+        dtype = np.uint16 if self.model.codebook_size <= 2**16 else np.int32
+        seen = np.empty((len(given), action_ids.shape[1], given.shape[-1]), dtype)
         for step in range(action_ids.shape[1]):
             dreamt = feed_back and step >= given.shape[1]
             current = drawn if dreamt else given[:, step]
-            draft = self.model.observe(cache, current, action_ids[:, step])
+            seen[:, step] = current.cpu().numpy()
+            conditions = stack_conditions(
+                [told.conditions(row[: step + 1], noise_level if dreamt else 0) for row in seen]
+            )
+            draft = self.model.observe(cache, current, action_ids[:, step], conditions)
             if step >= first:
                 # Numbered as in a session: the last grid of the context is number 0.
                 number = step - first + 1

@@ -18,6 +18,9 @@ from worldgen.nn.cache import FrameCache, StepCache
 
 __all__ = ["PairedDraft", "SpeculativeDecoder", "WithDraftModel"]
 
+_TOLD = ("text_vocabulary_size", "recall_after", "noise_levels")
+"""Fields of a model's configuration that decide what sessions tell it."""
+
 
 class PairedCache(FrameCache):
     """The caches of a large model and of a small one, as one.
@@ -100,7 +103,7 @@ class WithDraftModel:
         small: Of the same tokenizers.
 
     Raises:
-        ConfigError: If the two do not speak of the same tokens.
+        ConfigError: If the two do not speak of the same tokens, or are not told the same.
     """
 
     def __init__(self, large: WorldModel, small: WorldModel) -> None:
@@ -110,11 +113,18 @@ class WithDraftModel:
                 name.replace("_", " "): (getattr(large.layout, name), getattr(small.layout, name))
                 for name in ("rows", "columns", "num_action_tokens", "frames_per_step")
             },
+            **{
+                name.replace("_", " "): tuple(
+                    getattr(getattr(model, "config", None), name, 0) for model in (large, small)
+                )
+                for name in _TOLD
+            },
         }
         wrong = [f"{name} {a} against {b}" for name, (a, b) in facts.items() if a != b]
         if wrong:
             raise ConfigError(
-                f"a draft model needs the tokenizers of its model, got {', '.join(wrong)}"
+                f"a draft model needs the tokenizers of its model and is told the same, got "
+                f"{', '.join(wrong)}"
             )
         self.large, self.small = large, small
         self.layout: SequenceLayout = large.layout
