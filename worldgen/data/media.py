@@ -20,6 +20,7 @@ __all__ = [
     "Skipped",
     "centred_box",
     "fit",
+    "pad",
     "read_image",
 ]
 
@@ -230,6 +231,23 @@ def fit(picture: UInt8[np.ndarray, "h w 3"], size: Size) -> UInt8[np.ndarray, "h
     box = centred_box(picture.shape[:2], size)
     resized = Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
     return np.asarray(resized)
+
+
+def pad(picture: UInt8[np.ndarray, "h w 3"], size: Size) -> UInt8[np.ndarray, "height width 3"]:
+    """Return a picture of exactly `size`: the whole of it, scaled, between black bars.
+
+    Scaling is as of `fit`.
+
+    Args:
+        picture: uint8 RGB.
+        size: Height and width, in pixels.
+    """
+    scale = min(size[0] / picture.shape[0], size[1] / picture.shape[1])
+    height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    padded = np.zeros((*size, 3), np.uint8)
+    padded[top : top + height, left : left + width] = fit(picture, (height, width))
+    return padded
 
 
 def centred_box(picture: Size, shape: Size) -> tuple[float, float, float, float]:

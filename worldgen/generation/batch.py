@@ -13,7 +13,7 @@ from worldgen.generation.turns import Drawn, Turn, draw_grids
 from worldgen.generation.wrapped import WrappedModel
 from worldgen.models.base import WorldModel
 
-__all__ = ["LARGEST_BATCH", "advance_together", "batches_exactly"]
+__all__ = ["LARGEST_BATCH", "advance_together", "batches_exactly", "draw_together"]
 
 LARGEST_BATCH = 8
 """Rows of a batch. On a CPU there is little to gain beyond, and the first row waits for the last."""
@@ -39,24 +39,35 @@ def advance_together(
         known: For each the action tokens of its step, and of the steps after it that are known.
     """
     turns = [session.turn(each) for session, each in zip(sessions, known, strict=True)]
+    grids = iter(draw_together([turn for turn in turns if turn is not None]))
+    for session, turn in zip(sessions, turns, strict=True):
+        session.take(turn, None if turn is None else next(grids))
+    decode_together([session.grid_to_show for session in sessions])
+
+
+def draw_together(turns: Sequence[Turn], *, largest_batch: int = LARGEST_BATCH) -> list[Drawn]:
+    """Draw the grids of turns, those of one company in batches where that changes no bit.
+
+    If one fails, all caches are left as they were.
+
+    Args:
+        turns: Of a cache each.
+        largest_batch: Rows of a batch.
+    """
     companies: dict[Hashable, list[int]] = {}
     for number, turn in enumerate(turns):
-        if turn is not None:
-            company = turn.company
-            companies.setdefault((company, None if company else number), []).append(number)
+        company = turn.company
+        companies.setdefault((company, None if company else number), []).append(number)
     drawn: dict[int, Drawn] = {}
     try:
         for members in companies.values():
-            for first in range(0, len(members), LARGEST_BATCH):
-                batch = members[first : first + LARGEST_BATCH]
-                grids = _draw([turn for number in batch if (turn := turns[number]) is not None])
-                drawn.update(zip(batch, grids, strict=True))
+            for first in range(0, len(members), largest_batch):
+                batch = members[first : first + largest_batch]
+                drawn.update(zip(batch, _draw([turns[number] for number in batch]), strict=True))
     except BaseException:
-        _rewind([turn for number in drawn if (turn := turns[number]) is not None])
+        _rewind([turns[number] for number in drawn])
         raise
-    for number, (session, turn) in enumerate(zip(sessions, turns, strict=True)):
-        session.take(turn, drawn.get(number))
-    decode_together([session.grid_to_show for session in sessions])
+    return [drawn[number] for number in range(len(turns))]
 
 
 def batches_exactly(
