@@ -19,7 +19,7 @@ _Columns = Mapping[str, NDArray[Any]]
 
 _SHARES = (0.4, 0.45, 0.15)
 """How many captions make one, two and three statements."""
-_CHANGE = 1 / 6
+_CHANGE = 1 / 8
 """Probability of another caption for a frame of which that of the frame before is still true."""
 
 
@@ -90,7 +90,7 @@ class CaptionWriter:
         most_captions: Different ones; the sentences of one statement come beyond that number.
     """
 
-    def __init__(self, narrator: Narrator, most_captions: int = 16_000) -> None:
+    def __init__(self, narrator: Narrator, most_captions: int = 18_000) -> None:
         self._narrator = narrator
         self._most_captions = most_captions
         self._numbers: dict[str, int] = {}
