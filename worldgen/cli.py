@@ -183,6 +183,8 @@ def _add_evaluate(commands: Any) -> None:
     world.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
     world.add_argument("--html", type=Path, metavar="FILE", help="report with film strips")
     _add_evaluate_long(parts)
+    _add_evaluate_revisits(parts)
+    _add_evaluate_text(parts)
     _add_evaluate_drive(parts)
     _add_evaluate_tokenizer(parts)
 
@@ -204,10 +206,91 @@ def _add_evaluate_long(parts: Any) -> None:
     )
     long.add_argument("--decoder", metavar="NAME", help="default: the first on the world's card")
     long.add_argument(
+        "--plan",
+        type=_whole_number(2),
+        metavar="STRIDE",
+        help="draw every STRIDE-th frame first, then fill the gaps (default: frame after frame)",
+    )
+    long.add_argument(
         "--data", type=Path, metavar="FOLDER", help="recording to take clips from (test split)"
+    )
+    long.add_argument(
+        "--beside",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.json",
+        help="figures of an earlier run, for the curves of the page; repeat for several",
     )
     long.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
     long.add_argument("--html", type=Path, metavar="FILE", help="page with curves and film strips")
+
+
+def _add_evaluate_revisits(parts: Any) -> None:
+    revisits = _add_command(
+        parts,
+        "revisits",
+        "does a place look the same after a walk out and back",
+        "evaluate revisits",
+    )
+    _add_world(revisits)
+    revisits.add_argument(
+        "--out-steps",
+        type=_whole_number(1),
+        default=10,
+        help="steps out, and as many back (default: 10)",
+    )
+    revisits.add_argument(
+        "--clips", type=_whole_number(1), default=48, help="test clips to begin at (default: 48)"
+    )
+    revisits.add_argument(
+        "--decoder", metavar="NAME", help="default: the first on the world's card"
+    )
+    revisits.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="recording to take clips from (test split)"
+    )
+    revisits.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="NAME|FOLDER",
+        help="world to measure from the same contexts; repeat for several",
+    )
+    revisits.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
+    revisits.add_argument("--html", type=Path, metavar="FILE", help="page with curves and walks")
+
+
+def _add_evaluate_text(parts: Any) -> None:
+    told = _add_command(
+        parts, "text", "are the facts of captions true in frames drawn from them", "evaluate text"
+    )
+    _add_world(told)
+    told.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="recording to take captions from (test split)",
+    )
+    told.add_argument(
+        "--captions",
+        type=_whole_number(2),
+        default=200,
+        help="different captions, at most (default: 200)",
+    )
+    told.add_argument(
+        "--seed", type=_whole_number(0), default=0, help="chooses and draws (default: 0)"
+    )
+    told.add_argument(
+        "--seconds-on",
+        type=_positive_number,
+        default=0.0,
+        metavar="SECONDS",
+        help="read the facts again so much later (default: only from the first frame)",
+    )
+    told.add_argument("--decoder", metavar="NAME", help="default: the first on the world's card")
+    told.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
+    told.add_argument("--html", type=Path, metavar="FILE", help="page with sentences and frames")
 
 
 def _add_evaluate_drive(parts: Any) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
+_INTERRUPTED = 130
+
 
 def _evaluate_world(arguments: Namespace) -> int:
     from worldgen.evaluation.pages.report import write_report
@@ -71,22 +73,68 @@ def _summary_line(row: Mapping[str, Any]) -> str:
 
 def _evaluate_long(arguments: Namespace) -> int:
     from worldgen.evaluation.long import LongProtocol, evaluate_long
-    from worldgen.evaluation.pages.long_page import format_windows, write_page
+    from worldgen.evaluation.pages.long_page import format_windows, read_earlier, write_page
 
     world = load(arguments.world)
     check_output(json_path(arguments))
     check_output(arguments.html)
+    beside = read_earlier(arguments.beside)
     protocol = LongProtocol(
         seconds=arguments.seconds,
         rollouts=arguments.rollouts,
         actions=arguments.actions,
         decoder=arguments.decoder,
+        plan=arguments.plan,
     )
     result = evaluate_long(world, protocol, data=arguments.data)
     if arguments.html is not None:
+        write_page(result, arguments.html, beside)
+    return _tell_all(result, arguments, format_windows(result))
+
+
+def _evaluate_revisits(arguments: Namespace) -> int:
+    from worldgen.evaluation.pages.revisits_page import format_revisits, write_page
+    from worldgen.evaluation.revisits import RevisitProtocol, evaluate_revisits
+
+    world = load(arguments.world)
+    check_output(json_path(arguments))
+    check_output(arguments.html)
+    protocol = RevisitProtocol(
+        out_steps=arguments.out_steps, clips=arguments.clips, decoder=arguments.decoder
+    )
+    beside = [load(name) for name in arguments.beside]
+    result = evaluate_revisits(world, protocol, data=arguments.data, beside=beside)
+    if arguments.html is not None:
         write_page(result, arguments.html)
-    _tell(result, arguments.json, format_windows(result))
-    return 0
+    return _tell_all(result, arguments, format_revisits(result))
+
+
+def _evaluate_text(arguments: Namespace) -> int:
+    from worldgen.evaluation.pages.text_page import format_text, write_page
+    from worldgen.evaluation.text import TextProtocol, evaluate_text
+
+    world = load(arguments.world)
+    check_output(json_path(arguments))
+    check_output(arguments.html)
+    protocol = TextProtocol(
+        captions=arguments.captions,
+        seed=arguments.seed,
+        seconds_on=arguments.seconds_on,
+        decoder=arguments.decoder,
+    )
+    result = evaluate_text(world, protocol, data=arguments.data)
+    if arguments.html is not None:
+        write_page(result, arguments.html)
+    return _tell_all(result, arguments, format_text(result))
+
+
+def _tell_all(result: Mapping[str, Any], arguments: Namespace, lines: Iterable[str]) -> int:
+    """Tell the figures of a long measurement; return the status, that of an interrupt after one."""
+    _tell(result, arguments.json, lines)
+    if not result["interrupted"]:
+        return 0
+    note("stopped; the figures are of what was measured until then")
+    return _INTERRUPTED
 
 
 def _evaluate_drive(arguments: Namespace) -> int:
@@ -224,6 +272,8 @@ def _pareto(arguments: Namespace) -> int:
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "evaluate world": _evaluate_world,
     "evaluate long": _evaluate_long,
+    "evaluate revisits": _evaluate_revisits,
+    "evaluate text": _evaluate_text,
     "evaluate drive": _evaluate_drive,
     "evaluate tokenizer": _evaluate_tokenizer,
     "bench play": _bench_play,

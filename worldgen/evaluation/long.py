@@ -1,7 +1,9 @@
 """Does a world stay a world: long rollouts, judged in windows of five seconds."""
 
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,7 @@ from jaxtyping import UInt8
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from worldgen.errors import ConfigError
 from worldgen.evaluation.clips import Clips
 from worldgen.evaluation.frechet import FeatureNetwork, Moments, RandomFeatures, frechet_distance
 from worldgen.evaluation.judges.inverse_dynamics import (
@@ -29,6 +32,7 @@ from worldgen.evaluation.material import clips_of, load_world_probes
 from worldgen.evaluation.pages.film_strip import draw_film_strip
 from worldgen.evaluation.pages.strips import Strip
 from worldgen.generation import Session
+from worldgen.generation.planning import Segment, plan_then_fill
 from worldgen.pipeline import World
 from worldgen.records import to_float
 
@@ -63,8 +67,18 @@ class LongProtocol:
     take, which only a model that predicts actions has."""
     decoder: str | None = None
     """None: the first on the world's card."""
+    plan: int | None = None
+    """Frames from one key frame to the next, which are drawn first, and the gaps filled then; None:
+    frame after frame."""
     clips: int = 64
     """Test clips that real frames are taken from."""
+
+    def __post_init__(self) -> None:
+        if self.plan is not None and self.actions == "policy":
+            raise ConfigError(
+                "a plan needs the actions of frames that are not drawn yet, and the model takes its "
+                "own in the frames it sees; leave out either"
+            )
 
 
 @dataclass(kw_only=True)
@@ -103,6 +117,9 @@ def evaluate_long(
     moves that scroll the map where nothing stands in the way, and leave it where something does.
     Real frames cut in two halves say how large a Frechet distance is between equals.
 
+    `calls_a_frame` counts the calls of the model that were made one after the other: what a plan
+    saves.
+
     Memory does not depend on the length, but for the tokens that a session keeps. An interrupt
     (Ctrl-C) ends the measurement with the windows that are complete.
 
@@ -118,6 +135,7 @@ def evaluate_long(
         DataError: If there are no test clips.
         EnvironmentMissingError: If the clips must be rendered and the environment is missing.
         ActionError: If the model is asked for actions and predicts none.
+        ConfigError: If the model cannot jump as far as the plan asks.
         CheckpointError: If one of the world's judges is damaged.
     """
     network = features or RandomFeatures()
@@ -131,7 +149,7 @@ def evaluate_long(
     count = max(1, round(protocol.seconds / WINDOW_SECONDS))
     windows: list[dict[str, Any]] = []
     shown: list[UInt8[np.ndarray, "row height width 3"]] = []
-    drive = _driver(protocol, world, clips)
+    rollouts = _rollouts(protocol, clips, sessions, count * per_window)
     with tqdm(
         total=count * per_window * len(sessions),
         desc=f"evaluate long {world.name}",
@@ -142,14 +160,15 @@ def evaluate_long(
         try:
             for number in range(count):
                 begun = time.perf_counter()
-                frames, actions = _roll(sessions, drive, per_window, bar.update)
+                rolled = rollouts.roll(per_window, bar.update)
                 seconds = time.perf_counter() - begun
                 figures = {"from_second": number * WINDOW_SECONDS}
-                figures |= compare(measure(frames, network), real)
+                figures |= compare(measure(rolled.frames, network), real)
                 figures["milliseconds_a_frame"] = 1000 * seconds / (per_window * len(sessions))
-                figures |= judge.read(frames, actions)
+                figures["calls_a_frame"] = rolled.calls / (per_window * len(sessions))
+                figures |= judge.read(rolled.frames, rolled.actions)
                 windows.append(figures)
-                shown.append(frames[:_STRIP_ROWS, -1])
+                shown.append(rolled.frames[:_STRIP_ROWS, -1])
         except KeyboardInterrupt:
             if not windows:
                 raise
@@ -165,6 +184,7 @@ def evaluate_long(
             "rollouts": len(sessions),
             "actions": protocol.actions,
             "decoder": sessions[0].decoder.name,
+            "plan": protocol.plan,
             "temperature": world.card.sampling.temperature,
             "features": network.name,
             "features_hash": network.hash,
@@ -220,42 +240,127 @@ def _real(
     return halves[0], floor
 
 
-_Drive = Callable[[Sequence[Session]], np.ndarray]
+@dataclass(frozen=True, kw_only=True)
+class _Rolled:
+    """Some frames of all rollouts."""
+
+    frames: UInt8[np.ndarray, "session time height width 3"]
+    """The ones before in front."""
+    actions: np.ndarray
+    """[session, step, group]: that led to all frames but the first."""
+    calls: float
+    """Of the model, one after the other, of all rollouts together."""
 
 
-def _driver(protocol: LongProtocol, world: World, clips: Clips) -> _Drive:
-    """Return what gives each session its next action and those known after it.
+class _Stepped:
+    """Rollouts frame after frame, all at once.
 
-    They are `[session, action, group]`.
+    Args:
+        sessions: Advance.
+        scripts: Of each rollout; None: the model takes its own actions.
     """
-    if protocol.actions == "policy":
-        return lambda sessions: np.stack([session.predict_action() for session in sessions])[
-            :, None
-        ]
-    taken = rearrange(clips.actions[:, clips.context - 1 :], "clip step group -> (clip step) group")
 
-    def recorded(sessions: Sequence[Session]) -> np.ndarray:
-        # A session goes on with the actions of its own clip, then with those of the next ones.
-        places = [row * clips.horizon + each.frame_index for row, each in enumerate(sessions)]
-        together = np.arange(sessions[0].frames_per_step)
-        chosen: np.ndarray = taken[(np.array(places)[:, None] + together) % len(taken)]
+    def __init__(
+        self, sessions: Sequence[Session], scripts: Sequence[Iterator[np.ndarray]] | None
+    ) -> None:
+        self._sessions = sessions
+        self._together = sessions[0].frames_per_step
+        self._scripts = scripts
+        self._known: list[deque[np.ndarray]] = [deque() for _ in sessions]
+
+    def roll(self, steps: int, tell: Callable[[int], Any]) -> _Rolled:
+        frames, actions, calls = [self._seen()], [], 0.0
+        for _ in range(steps):
+            known = self._next()
+            step_together(self._sessions, known)
+            frames.append(self._seen())
+            actions.append(known[:, 0])
+            for session in self._sessions:
+                # Frames that were drawn together with one before took no calls of their own.
+                if (session.frame_index - 1) % self._together == 0:
+                    calls += session.calls
+            tell(len(self._sessions))
+        return _Rolled(
+            frames=np.stack(frames, axis=1), actions=np.stack(actions, axis=1), calls=calls
+        )
+
+    def _seen(self) -> UInt8[np.ndarray, "session height width 3"]:
+        return np.stack([session.frame for session in self._sessions])
+
+    def _next(self) -> np.ndarray:
+        """Return the actions of the next step and those known after it, [session, action, group]."""
+        if self._scripts is None:
+            return np.stack([session.predict_action() for session in self._sessions])[:, None]
+        for known, script in zip(self._known, self._scripts, strict=True):
+            known.extend(itertools.islice(script, self._together - len(known)))
+        chosen = np.array([list(known) for known in self._known])
+        for known in self._known:
+            known.popleft()
         return chosen
 
-    return recorded
+
+class _Planned:
+    """Rollouts in two passes, one after the other: key frames, then the gaps between them.
+
+    Args:
+        sessions: Go on; they stay as they are.
+        scripts: Of each rollout.
+        stride: Frames from one key frame to the next.
+    """
+
+    def __init__(
+        self, sessions: Sequence[Session], scripts: Sequence[Iterator[np.ndarray]], stride: int
+    ) -> None:
+        self._last = [session.frame for session in sessions]
+        self._rollouts = [
+            self._play(session, plan_then_fill(session, script, stride=stride))
+            for session, script in zip(sessions, scripts, strict=True)
+        ]
+
+    def roll(self, steps: int, tell: Callable[[int], Any]) -> _Rolled:
+        frames, actions, calls = [], [], 0.0
+        for row, rollout in enumerate(self._rollouts):
+            made = []
+            for each in itertools.islice(rollout, steps):
+                made.append(each)
+                tell(1)
+            frames.append(np.stack([self._last[row], *(frame for frame, _, _ in made)]))
+            actions.append(np.stack([action for _, action, _ in made]))
+            calls += sum(each for _, _, each in made)
+            self._last[row] = frames[-1][-1]
+        return _Rolled(frames=np.stack(frames), actions=np.stack(actions), calls=calls)
+
+    @staticmethod
+    def _play(
+        session: Session, segments: Iterable[Segment]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+        """Yield each frame with its action and its share of the calls."""
+        parts = session.parts
+        for segment in segments:
+            actions = parts.action_tokenizer.decode(segment.action_ids.numpy())
+            share = segment.calls / len(segment.ids)
+            for frame, action in zip(segment.frames(parts.visual_tokenizer), actions, strict=True):
+                yield frame, action, share
 
 
-def _roll(
-    sessions: Sequence[Session], drive: _Drive, steps: int, tell: Callable[[int], Any]
-) -> tuple[UInt8[np.ndarray, "session time height width 3"], np.ndarray]:
-    """Return the sessions' current frames and those of some steps on, and the actions taken."""
-    frames, actions = [np.stack([session.frame for session in sessions])], []
-    for _ in range(steps):
-        known = drive(sessions)
-        step_together(sessions, known)
-        frames.append(np.stack([session.frame for session in sessions]))
-        actions.append(known[:, 0])
-        tell(len(sessions))
-    return np.stack(frames, axis=1), np.stack(actions, axis=1)
+def _script(taken: np.ndarray, *, first: int, steps: int) -> Iterator[np.ndarray]:
+    for step in range(first, first + steps):
+        yield taken[step % len(taken)]
+
+
+def _rollouts(
+    protocol: LongProtocol, clips: Clips, sessions: Sequence[Session], steps: int
+) -> _Stepped | _Planned:
+    if protocol.actions == "policy":
+        return _Stepped(sessions, None)
+    taken = rearrange(clips.actions[:, clips.context - 1 :], "clip step group -> (clip step) group")
+    # A session goes on with the actions of its own clip, then with those of the next ones.
+    scripts = [
+        _script(taken, first=row * clips.horizon, steps=steps) for row in range(len(sessions))
+    ]
+    if protocol.plan is not None:
+        return _Planned(sessions, scripts, protocol.plan)
+    return _Stepped(sessions, scripts)
 
 
 def _strip(shown: Sequence[UInt8[np.ndarray, "row height width 3"]]) -> Strip:

@@ -12,30 +12,36 @@ _TICKS = 5
 
 
 def line_chart(
-    lines: Mapping[str, Sequence[float]], *, title: str, x_label: str, y_label: str
+    lines: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    step: float = 1,
 ) -> str:
-    """Return an SVG with one line per entry over the steps 1, 2, 3, ...
+    """Return an SVG with one line per entry over the steps 1, 2, 3, ..., or multiples of `step`.
 
     Lines are coloured by the classes line-0, line-1, ... of the page's style sheet.
 
     Args:
-        lines: Label -> value of each step; all equally long, finite.
+        lines: Label -> value of each step, finite.
         title: Said to people who cannot see the picture.
         x_label: Under the horizontal axis.
         y_label: At the top of the vertical axis.
+        step: What one step is on the horizontal axis.
     """
     values = [value for line in lines.values() for value in line]
-    low, high, step = _nice_range(min(values), max(values))
+    low, high, tick = _nice_range(min(values), max(values))
     count = max(len(line) for line in lines.values())
 
     def x(index: float) -> float:
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * index / max(count - 1, 1)
 
-    parts = [*_frame(title, low, high, step)]
+    parts = [*_frame(title, low, high, tick)]
     for number in _x_ticks(count):
         parts.append(
             f'<text x="{x(number - 1):.1f}" y="{_HEIGHT - _BOTTOM + 16}" '
-            f'text-anchor="middle">{number}</text>'
+            f'text-anchor="middle">{number * step:g}</text>'
         )
     parts.append(_labels(x_label, y_label))
     for number, line in enumerate(lines.values()):
