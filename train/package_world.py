@@ -31,6 +31,7 @@ from worldgen.models import NextFrameTransformer, load_world_model
 from worldgen.pipeline import (
     MODEL_FILE,
     STARTS_FILE,
+    TEXT_FILE,
     TOKENIZER_FILE,
     EnvironmentCard,
     WorldCard,
@@ -40,7 +41,6 @@ from worldgen.records import to_float
 from worldgen.tokenizers.action import ActionTokenizer, is_driving_schema
 from worldgen.tokenizers.text import TextTokenizer
 from worldgen.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
-from worldgen.training.told import TEXT_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

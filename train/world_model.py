@@ -28,6 +28,7 @@ from worldgen.models import (
     save_world_model,
     world_model_config,
 )
+from worldgen.pipeline import TEXT_FILE
 from worldgen.tokenizers.action import ActionTokenizer
 from worldgen.tokenizers.text import TextTokenizer
 from worldgen.tokenizers.visual import VisualTokenizer, load_visual_tokenizer
@@ -50,7 +51,6 @@ from worldgen.training.context import CorruptionConfig, OnPolicyConfig, RandomTo
 from worldgen.training.settings import TrainingConfig, refuse_other_settings
 from worldgen.training.tasks import TaskClips, TasksConfig
 from worldgen.training.told import (
-    TEXT_FILE,
     captions_of_steps,
     open_or_train_text_tokenizer,
     recalled_of_steps,

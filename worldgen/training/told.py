@@ -16,10 +16,7 @@ from worldgen.errors import ConfigError, DataError
 from worldgen.models.recall import recalled_of_episode
 from worldgen.tokenizers.text import TextTokenizer
 
-__all__ = ["TEXT_FILE", "captions_of_steps", "open_or_train_text_tokenizer", "recalled_of_steps"]
-
-TEXT_FILE = "text.json"
-"""Text tokenizer in the folder of a run or a world."""
+__all__ = ["captions_of_steps", "open_or_train_text_tokenizer", "recalled_of_steps"]
 
 
 def open_or_train_text_tokenizer(
