@@ -54,6 +54,12 @@ def interpolate(
     _, farthest_goal = _check(session.parts)
     if frames < 1:
         raise ActionError(f"between two frames at least 1 is made, got {frames}")
+    cells = session.parts.model.layout.num_cells
+    if goal_ids.shape != (cells,):
+        raise ConfigError(
+            f"a frame of world {session.parts.world!r} has {cells} tokens, the goal has the shape "
+            f"{list(goal_ids.shape)}"
+        )
     taken = _taken(session, actions, frames + 1)
     going = session.fork()
     calls = 0
