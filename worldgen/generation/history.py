@@ -51,6 +51,11 @@ class IdHistory:
         view.flags.writeable = False
         return view
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the rows, with the room for more."""
+        return self._tape.rows.nbytes
+
     def __getitem__(self, number: int) -> Int[Tensor, " id"]:
         """Return a row as int64; negative numbers count from the end."""
         if not -self._length <= number < self._length:
