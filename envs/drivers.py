@@ -27,11 +27,15 @@ __all__ = [
     "DRIVERS",
     "CarDriver",
     "CrafterExplorer",
+    "CrafterReturner",
     "Driver",
     "MinecraftWalker",
     "RandomDriver",
     "make_driver",
 ]
+
+_PATIENCE = 8
+"""Frames that a returning player waits for a cow in its way."""
 
 
 class Driver(Protocol):
@@ -321,10 +325,112 @@ class CrafterExplorer:
         return None
 
 
+class CrafterReturner:
+    """Walks out over free ground and comes back the same way, again and again.
+
+    A world that is to remember must see places again: a walk leads 6 to 20 steps away, straight on or
+    with turns, sometimes pauses or turns to what stands beside the way, and then takes the same
+    steps backwards. Between two walks it is an explorer for a while.
+
+    Raises:
+        ConfigError: If the environment is not crafter.
+    """
+
+    name = "returning"
+
+    def __init__(self, environment: gymnasium.Env[Any, Any], generator: np.random.Generator):
+        if not isinstance(environment.unwrapped, Crafter):
+            raise ConfigError(
+                f"driver 'returning' plays crafter, not {environment.unwrapped}; "
+                "record with env.driver=random"
+            )
+        self._explorer = CrafterExplorer(environment, generator)
+        self._generator = generator
+        self._mode = "explore"
+        self._left = int(generator.integers(0, 15))
+        self._path: list[tuple[int, int]] = []
+        self._length = 0
+        self._turning = 0.0
+        self._heading = 0
+        self._pause = 0
+
+    def act(self, info: dict[str, Any]) -> NDArray[np.int64]:
+        """Return one action."""
+        here = (info["x"], info["y"])
+        if self._mode == "out" and here != self._path[-1]:
+            self._path.append(here)
+        if self._mode == "explore" and self._left <= 0:
+            self._set_out(here)
+        if self._mode == "out" and len(self._path) > self._length:
+            self._turn_back()
+        if self._mode == "out":
+            option = self._go_out(info)
+            if option is not None:
+                return np.array([option])
+            self._turn_back()
+        if self._mode == "back":
+            option = self._go_back(here)
+            if option is not None:
+                return np.array([option])
+            self._mode, self._left = "explore", int(self._generator.integers(3, 25))
+        self._left -= 1
+        return self._explorer.act(info)
+
+    def _set_out(self, here: tuple[int, int]) -> None:
+        generator = self._generator
+        self._mode, self._path = "out", [here]
+        self._length = int(generator.integers(6, 21))
+        # Straight lines see the most, walks with turns come by the same place from several sides.
+        self._turning = float(generator.choice((0.0, 0.1, 0.35)))
+        self._heading = int(generator.integers(4))
+        self._pause = 0
+
+    def _turn_back(self) -> None:
+        self._mode, self._left = "back", _PATIENCE
+        self._pause = int(self._generator.integers(0, 4)) if self._generator.random() < 0.5 else 0
+
+    def _go_out(self, info: dict[str, Any]) -> int | None:
+        """Return the next action of the way out, None where no way leads on."""
+        generator = self._generator
+        if self._pause > 0:
+            self._pause -= 1
+            return ACTIONS.index("noop")
+        free = [way for way, step in enumerate(FACINGS) if _is_free(info, *step)]
+        if not free:
+            return None
+        if generator.random() < 0.06:
+            blocked = [way for way in range(len(FACINGS)) if way not in free]
+            self._pause = int(generator.integers(0, 3))
+            # A move against something only turns to it.
+            return 1 + int(generator.choice(blocked)) if blocked else ACTIONS.index("noop")
+        # FACINGS holds opposites in pairs; the way back is left for later where another leads on.
+        onward = [way for way in free if way != self._heading ^ 1] or free
+        if self._heading not in free or generator.random() < self._turning:
+            self._heading = int(generator.choice(onward))
+        return 1 + self._heading
+
+    def _go_back(self, here: tuple[int, int]) -> int | None:
+        """Return the next action of the way back, None at its end or if something stays in it."""
+        if self._pause > 0:
+            self._pause -= 1
+            return ACTIONS.index("noop")
+        if here == self._path[-1]:
+            self._path.pop()
+            self._left = _PATIENCE
+        if not self._path or self._left == 0:
+            return None
+        self._left -= 1
+        if self._generator.random() < 0.03:
+            return ACTIONS.index("noop")
+        goal_x, goal_y = self._path[-1]
+        return 1 + FACINGS.index((goal_x - here[0], goal_y - here[1]))
+
+
 DRIVERS: dict[str, Callable[[gymnasium.Env[Any, Any], np.random.Generator], Driver]] = {
     "car": CarDriver,
     "explorer": CrafterExplorer,
     "random": RandomDriver,
+    "returning": CrafterReturner,
     "walker": MinecraftWalker,
 }
 
