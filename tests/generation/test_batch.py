@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.factories import tiny_world
-from worldgen.generation import Session
+from worldgen.generation import SamplingConfig, Session
 from worldgen.generation.batch import advance_together, batches_exactly
 from worldgen.generation.scheduled import ScheduleDecoder
-from worldgen.generation.turns import CacheRows
+from worldgen.generation.turns import CacheRows, draw_grids
 from worldgen.models.next_frame import NextFrameTransformer
 from worldgen.pipeline import World, load, shipped_worlds
 
@@ -91,6 +91,31 @@ def test_grids_of_several_frames_are_drawn_together_too(clips: World) -> None:
         if frame == 8:
             company[1].rewind(company[1].frame_index // 2)
     assert all(replays(session, clips) for session in sessions)
+
+
+def test_guided_sequences_are_rows_of_a_batch_with_all_their_branches(world: World) -> None:
+    session = world.session(seed=3, sampling=SamplingConfig(guidance=2.0))
+    forks = [session.fork() for _ in range(3)]
+    for number, fork in enumerate(forks):
+        for step in range(4):
+            fork.advance(action(number + step)[0])
+    turns = [fork.turn(action(number)) for number, fork in enumerate(forks)]
+    given = [turn for turn in turns if turn is not None]
+    assert len({turn.company for turn in given}) == 1
+    assert given[0].company is not None
+    together = draw_grids(given)
+    for fork, turn, drawn in zip(forks, given, together, strict=True):
+        fork.take(turn, drawn)
+    anew = [session.fork() for _ in range(3)]
+    for number, (fork, other) in enumerate(zip(forks, anew, strict=True)):
+        for step in range(4):
+            other.advance(action(number + step)[0])
+        other.advance(action(number)[0])
+        assert np.array_equal(fork.ids, other.ids)
+        # What is remembered of it, too.
+        fork.step("left")
+        other.step("left")
+        assert np.array_equal(fork.ids, other.ids)
 
 
 def test_batches_are_used_where_they_change_no_bit(

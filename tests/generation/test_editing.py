@@ -140,8 +140,14 @@ def test_frames_before_a_clip_lead_to_it(world: World) -> None:
         frames = torch.cat((context.visual_ids, between.ids, clip.visual_ids[:1]))
         actions = torch.cat((context.action_ids, tokens(begun, names)))
         score = by_hand(world, frames, actions, len(context.visual_ids), context.text_ids)
-        given = {"context": len(context.visual_ids), "text_ids": context.text_ids}
-        assert likelihood(world.model, frames, actions, **given) == pytest.approx(score, abs=1e-4)
+        said = likelihood(
+            world.model,
+            frames,
+            actions,
+            context=len(context.visual_ids),
+            text_ids=context.text_ids,
+        )
+        assert said == pytest.approx(score, abs=1e-4)
         ways.append((score, torch.cat((context.visual_ids[-1:], between.ids))))
     best = max(ways, key=lambda way: way[0])[1]
     assert torch.equal(longer.visual_ids[:5], best)

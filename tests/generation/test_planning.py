@@ -55,8 +55,10 @@ def new_session(
     seed: int = 3,
     decoder: str = "whole_frame",
     guidance: float = 0.0,
+    text_guidance: float = 0.0,
 ) -> Session:
-    made = make_decoder(decoder, parts.model.layout, SamplingConfig(guidance=guidance))
+    sampling = SamplingConfig(guidance=guidance, text_guidance=text_guidance)
+    made = make_decoder(decoder, parts.model.layout, sampling)
     return Session(parts, start, seed=seed, decoder=made)
 
 
@@ -171,12 +173,19 @@ def test_segments_and_devices_change_nothing(
     assert session.frame_index == 0
 
 
-def test_guided_gaps_are_filled_too(world: World, parts: SessionParts) -> None:
-    session = new_session(parts, world.starts[0], guidance=1.5)
-    names = script(10)
-    guided = planned(session, names)
-    assert torch.equal(guided, planned(session, names, segment=1, devices=["cpu", "cpu"]))
-    assert not torch.equal(guided, planned(new_session(parts, world.starts[0]), names))
+def test_guided_gaps_are_filled_at_once_too(world: World) -> None:
+    """Each remembered in several branches: with and without its actions, with and without text."""
+    parts = told_parts(world, text_vocabulary_size=9, sink=1)
+    start = dataclasses.replace(world.starts[0], text_ids=torch.arange(TEXT_TOKENS) % 9)
+    session = new_session(parts, start, guidance=1.5, text_guidance=0.5)
+    names = script(16)
+    alone = planned(session, names, segment=1, devices=["cpu", "cpu"])
+    assert torch.equal(planned(session, names), alone)
+    for less in (
+        new_session(parts, start, guidance=1.5),
+        new_session(parts, start, text_guidance=0.5),
+    ):
+        assert not torch.equal(planned(less, names[:8]), alone[:8])
 
 
 def test_a_plan_goes_on_from_any_frame_of_a_session(world: World, parts: SessionParts) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from einops import rearrange
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from worldgen.generation.random import frame_uniforms
@@ -45,7 +46,7 @@ class Turn:
         wrong asks as often as the unluckiest row of a batch, of parts that depend on the others.
         """
         cache, decoder = self.cache, self.decoder
-        if type(cache) is not FrameCache or cache.batch != 1:
+        if type(cache) is not FrameCache:
             return None
         if not isinstance(decoder, ScheduleDecoder | RefinementDecoder):
             return None
@@ -53,7 +54,7 @@ class Turn:
         seen = min(cache.num_frames, longest)
         told = None if self.conditions is None else self.conditions.kinds
         kind = type(decoder), decoder.name, decoder.sampling
-        return id(self.model), kind, cache.config, seen, told
+        return id(self.model), kind, cache.config, cache.batch, seen, told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +70,17 @@ class Drawn:
 
 
 class CacheRows:
-    """Caches of one sequence each as the rows of a batch; see `worldgen.nn.cache.StepCache`.
+    """Caches as the rows of a batch; see `worldgen.nn.cache.StepCache`.
 
     They stay where they are, and go their own ways afterwards: forked, rewound, dropped. No session
     has to know of another. What it costs is a copy of what is read, as one memory in pages that all
     sessions share would cost too.
 
+    A cache has one sequence, or the branches of one that is guided: the rows are then the first
+    branch of every cache, the second one of every cache, and so on, as a guided model asks for them.
+
     Args:
-        caches: Such that every layer sees equally many frames in each.
+        caches: With as many branches each, and such that every layer sees equally many frames.
     """
 
     def __init__(self, caches: Sequence[FrameCache]) -> None:
@@ -90,7 +94,7 @@ class CacheRows:
     @property
     def frame_numbers(self) -> Int[Tensor, " batch"]:
         """Number of the frame that each row writes next."""
-        return torch.cat([cache.frame_numbers for cache in self._caches])
+        return _rows([cache.frame_numbers for cache in self._caches])
 
     def write_and_read(
         self,
@@ -100,10 +104,10 @@ class CacheRows:
         far: FarTokens | None = None,
     ) -> SeenFrames:
         """Store the current frame's keys and values and return those that it sees in a layer."""
-        rows = list(zip(key.split(1), value.split(1), strict=True))
+        rows = list(zip(self._of_each(key), self._of_each(value), strict=True))
         few: list[FarTokens | None] = [None] * len(rows)
         if far is not None:
-            few = [FarTokens(*row) for row in zip(*(part.split(1) for part in far), strict=True)]
+            few = [FarTokens(*row) for row in zip(*map(self._of_each, far), strict=True)]
         return _stack(
             [
                 cache.write_and_read(layer, *row, far_row)
@@ -122,18 +126,22 @@ class CacheRows:
 
     def note(self, ids: Int[Tensor, "batch note"]) -> None:
         """Keep whole numbers beside the current frame."""
-        for cache, row in zip(self._caches, ids.split(1), strict=True):
+        for cache, row in zip(self._caches, self._of_each(ids), strict=True):
             cache.note(row)
 
     def noted_before(self) -> Int[Tensor, "batch note"] | None:
         """Return what was noted beside the last frame; None before the first one."""
         rows = [row for cache in self._caches if (row := cache.noted_before()) is not None]
-        return torch.cat(rows) if rows else None
+        return _rows(rows) if rows else None
 
     def advance(self) -> None:
         """Close the current frame of every row."""
         for cache in self._caches:
             cache.advance()
+
+    def _of_each(self, rows: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, "cache branch ..."]:
+        """Return the rows of each cache."""
+        return rearrange(rows, "(branch cache) ... -> cache branch ...", cache=len(self._caches))
 
 
 def draw_grids(turns: Sequence[Turn], model: WorldModel | None = None) -> list[Drawn]:
@@ -166,7 +174,10 @@ def draw_grids(turns: Sequence[Turn], model: WorldModel | None = None) -> list[D
     return [Drawn(ids=row, calls=draft.calls, rows=len(ids)) for row in ids]
 
 
-def _stack(rows: Sequence[SeenFrames]) -> SeenFrames:
-    return SeenFrames(
-        torch.cat([row.keys for row in rows]), torch.cat([row.values for row in rows])
-    )
+def _stack(seen: Sequence[SeenFrames]) -> SeenFrames:
+    return SeenFrames(_rows([each.keys for each in seen]), _rows([each.values for each in seen]))
+
+
+def _rows(of_caches: Sequence[Shaped[Tensor, "branch ..."]]) -> Shaped[Tensor, "batch ..."]:
+    """Return what belongs to the caches as rows of a batch."""
+    return rearrange(list(of_caches), "cache branch ... -> (branch cache) ...")
