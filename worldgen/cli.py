@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_play(commands)
     _add_rollout(commands)
+    _add_generate(commands)
     _add_replay(commands)
     info = _add_command(commands, "info", "describe a world", "info")
     info.add_argument("world", metavar="NAME|FOLDER")
@@ -134,18 +135,93 @@ def _add_rollout(commands: Any) -> None:
     rollout.add_argument(
         "--decoder", help='decoding order, such as "strided:4" (default: the world\'s own)'
     )
-    rollout.add_argument("--temperature", type=float, help="default: the world's own")
-    rollout.add_argument("--top-p", type=float, help="default: the world's own")
-    rollout.add_argument("--top-k", type=_whole_number(1), help="default: the world's own")
-    rollout.add_argument("--min-p", type=float, help="default: the world's own")
-    rollout.add_argument(
-        "--guidance", type=float, help="towards the actions; default: the world's own"
-    )
+    _add_sampling(rollout)
     _add_video(rollout)
     rollout.add_argument("--log", type=Path, metavar="FILE.json", help="log to write, for replay")
     rollout.add_argument(
         "--motion", type=Path, metavar="FILE.csv", help="ego motion that was driven, to write"
     )
+
+
+def _add_generate(commands: Any) -> None:
+    generate = _add_command(
+        commands,
+        "generate",
+        "make a video of any length from a picture, a clip, a session, text and actions",
+        "generate",
+    )
+    generate.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE|FOLDER",
+        help="video to write: *.mp4, *.webm, *.gif, or a folder for PNG files",
+    )
+    generate.add_argument(
+        "--resume", action="store_true", help="go on with --out where it was stopped"
+    )
+    generate.add_argument("--world", metavar="NAME|FOLDER", help="shipped name or a world's folder")
+    generate.add_argument("--image", type=Path, metavar="FILE", help="picture to begin with")
+    generate.add_argument("--clip", type=Path, metavar="FILE", help="video to begin with")
+    generate.add_argument(
+        "--clip-actions",
+        metavar="ACTIONS|FILE",
+        help="taken in the clip, as --actions or an episode's .npz (default: rest)",
+    )
+    generate.add_argument(
+        "--session", type=Path, metavar="FILE", help="saved session or log to go on with"
+    )
+    generate.add_argument(
+        "--start", type=_whole_number(0), help="index of a start of the world (default: 0)"
+    )
+    generate.add_argument(
+        "--fit", choices=["crop", "pad"], help="how pictures become frames (default: crop)"
+    )
+    generate.add_argument("--text", metavar="SENTENCE", help="what is to be seen")
+    generate.add_argument(
+        "--actions",
+        metavar="ACTIONS|FILE.txt|policy",
+        help='such as "left*20,gas*40", which is repeated; policy: what the model itself would do '
+        "(default: rest)",
+    )
+    generate.add_argument(
+        "--trajectory", type=Path, metavar="FILE", help="poses or ego motion; the last step is held"
+    )
+    generate.add_argument(
+        "--seconds", type=_positive_number, help="to make (default: as long as the script)"
+    )
+    generate.add_argument(
+        "--from-second",
+        type=float,
+        metavar="T",
+        help="keep the session up to there, and make the rest anew",
+    )
+    generate.add_argument(
+        "--to", type=Path, metavar="IMAGE", help="picture that the video ends with"
+    )
+    generate.add_argument(
+        "--loop", action="store_true", help="end where it begins, to be shown round and round"
+    )
+    generate.add_argument(
+        "--plan",
+        type=_whole_number(2),
+        metavar="STRIDE",
+        help="plan a key frame every so many frames, then fill (default: frame by frame)",
+    )
+    generate.add_argument(
+        "--seed", type=_whole_number(0), help="decides every random draw (default: 0)"
+    )
+    generate.add_argument(
+        "--decoder", help='decoding order, such as "strided:4" (default: the world\'s own)'
+    )
+    _add_sampling(generate)
+    generate.add_argument(
+        "--text-guidance", type=float, help="towards the text; default: the world's own"
+    )
+    generate.add_argument(
+        "--scale", type=_whole_number(1), help="video pixels per pixel (default: 4)"
+    )
+    generate.add_argument("--log", type=Path, metavar="FILE.json", help="log to write, for replay")
 
 
 def _add_replay(commands: Any) -> None:
@@ -686,6 +762,16 @@ def _add_command(
     return parser
 
 
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--temperature", type=float, help="default: the world's own")
+    parser.add_argument("--top-p", type=float, help="default: the world's own")
+    parser.add_argument("--top-k", type=_whole_number(1), help="default: the world's own")
+    parser.add_argument("--min-p", type=float, help="default: the world's own")
+    parser.add_argument(
+        "--guidance", type=float, help="towards the actions; default: the world's own"
+    )
+
+
 def _add_world(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--world", required=True, metavar="NAME|FOLDER", help="shipped name or a world's folder"
@@ -693,7 +779,12 @@ def _add_world(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_video(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, metavar="FILE.mp4", help="video to write")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE|FOLDER",
+        help="video to write: *.mp4, *.webm, *.gif, or a folder for PNG files",
+    )
     parser.add_argument(
         "--scale", type=_whole_number(1), default=4, help="video pixels per pixel (default: 4)"
     )

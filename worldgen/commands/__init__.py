@@ -3,12 +3,13 @@
 from argparse import Namespace
 from collections.abc import Callable
 
-from worldgen.commands import importing, measuring, playing, recordings
+from worldgen.commands import generating, importing, measuring, playing, recordings
 
 __all__ = ["COMMANDS"]
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     **playing.COMMANDS,
+    **generating.COMMANDS,
     **measuring.COMMANDS,
     **importing.COMMANDS,
     **recordings.COMMANDS,

@@ -7,19 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 from worldgen.card_text import describe_world, format_description
-from worldgen.commands.output import check_frames, check_output
+from worldgen.commands.output import check_frames, check_output, note
 from worldgen.commands.rolling import (
     Frame,
-    Roll,
-    check_motion,
+    Records,
+    SessionSource,
     draw,
-    driven,
     num_steps,
-    output_of,
-    played,
-    read_script,
+    run,
     sampling_of,
 )
+from worldgen.data.outputs import FrameOutput, open_output
 from worldgen.errors import ConfigError, LogError
 from worldgen.generation import RolloutLog
 from worldgen.pipeline import (
@@ -29,6 +27,7 @@ from worldgen.pipeline import (
     shipped_worlds,
     world_folder,
 )
+from worldgen.prompt import Prompt
 
 __all__ = ["COMMANDS"]
 
@@ -60,30 +59,34 @@ def _rollout(arguments: Namespace) -> int:
     check_frames(arguments.out)
     check_output(arguments.log)
     check_output(arguments.motion)
-    world = load(arguments.world)
-    check_motion(world, arguments.motion)
-    script = None
-    if not arguments.drive:
-        script = read_script(world, arguments.actions, arguments.trajectory)
     if arguments.seconds is not None and arguments.repeat is not None:
         raise ConfigError("--seconds and --repeat both say how long; give one of them")
+    world = load(arguments.world)
+    prompt = Prompt(
+        start_index=arguments.start,
+        actions="policy" if arguments.drive else arguments.actions,
+        trajectory=arguments.trajectory,
+    )
+    script = prompt.script(world, note=note)
     total = num_steps(script, world, arguments.seconds, arguments.repeat or 1)
-    session = world.session(
+    if script is not None:
+        hold = arguments.trajectory is not None and arguments.repeat is None
+        prompt = Prompt(
+            start_index=arguments.start,
+            # A rollout plays no more of a script than there is time for.
+            actions=script[:total],
+            after="last" if hold else "repeat",
+        )
+    session = prompt.begin(
+        world,
         seed=arguments.seed,
-        start=arguments.start,
         decoder=arguments.decoder,
         sampling=sampling_of(world, arguments),
     )
-    hold = arguments.trajectory is not None and arguments.repeat is None
-    roll = Roll(
-        world=world,
-        session=session,
-        actions=driven(session) if script is None else played(script, hold=hold),
-        total=total,
-        log=arguments.log,
-        motion=arguments.motion,
-    )
-    return roll.run(output_of(world, arguments))
+    records = Records(world=world, session=session, log=arguments.log, motion=arguments.motion)
+    actions = prompt.actions_of(world, steps=total, session=session)
+    output = _output(world, arguments)
+    return run(SessionSource(session, actions, total), output, records=records)
 
 
 def _replay(arguments: Namespace) -> int:
@@ -93,7 +96,7 @@ def _replay(arguments: Namespace) -> int:
     session = world.replay_session(log)
     first_difference: int | None = None
 
-    def frames() -> Iterator[Frame | None]:
+    def frames(_: int) -> Iterator[Frame | None]:
         nonlocal first_difference
         # Pixels are wanted only for a video; without one the first difference decides.
         yield session.frame if arguments.out else None
@@ -104,9 +107,9 @@ def _replay(arguments: Namespace) -> int:
                     return
             yield session.frame if arguments.out else None
 
-    output = output_of(world, arguments)
+    output = _output(world, arguments)
     with output or nullcontext():
-        draw(frames(), total=len(log.digests), output=output)
+        draw(frames, total=len(log.digests), output=output)
         if output is not None:
             output.finish()
     digests = session.log().digests
@@ -142,6 +145,12 @@ def _world_of(log: RolloutLog, name_or_folder: str | None) -> World:
             f"({', '.join(shipped_worlds())}); name its folder with --world"
         )
     return load(name_or_folder or log.world)
+
+
+def _output(world: World, arguments: Namespace) -> FrameOutput | None:
+    if arguments.out is None:
+        return None
+    return open_output(arguments.out, world.frames_per_second, scale=arguments.scale)
 
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {

@@ -1,218 +1,244 @@
-"""What `rollout`, `generate` and `replay` share: actions, frames into an output, progress, Ctrl-C."""
+"""What `rollout`, `generate` and `replay` share: frames into an output, progress, Ctrl-C, records."""
 
 import dataclasses
-import itertools
 import signal
+from abc import ABC, abstractmethod
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import UInt8
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from worldgen.commands.output import note
-from worldgen.data.outputs import FrameOutput, open_output
-from worldgen.data.trajectory import read_trajectory, write_motion
+from worldgen.data.outputs import FrameOutput
+from worldgen.data.trajectory import write_motion
 from worldgen.errors import ActionError, ConfigError, WorldgenError
 from worldgen.generation import SamplingConfig, Session
 from worldgen.pipeline import World
-from worldgen.tokenizers.action import MAX_STEPS, is_driving_schema, parse_actions
+from worldgen.tokenizers.action import MAX_STEPS, is_driving_schema
 
 __all__ = [
     "INTERRUPTED",
-    "Action",
-    "Actions",
     "Frame",
     "Keeper",
-    "Roll",
-    "check_motion",
+    "Records",
+    "SessionSource",
+    "Source",
     "draw",
-    "driven",
     "num_steps",
-    "output_of",
-    "played",
-    "read_script",
+    "run",
     "sampling_of",
 ]
 
 INTERRUPTED = 130
 
 Frame = UInt8[np.ndarray, "height width 3"]
-Action = Num[np.ndarray, " group"]
-Actions = Num[np.ndarray, "step group"]
+
+
+class Source(ABC):
+    """Makes the frames of a video, from frame 0 on.
+
+    Args:
+        total: Number of the last one.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    @abstractmethod
+    def frames(self, first: int) -> Iterator[Frame]:
+        """Yield the frames from number `first` to the last one."""
+
+    @property
+    def can_stop(self) -> bool:
+        """Whether it can go on from the frame that came last."""
+        return True
+
+
+class SessionSource(Source):
+    """Plays a session.
+
+    Args:
+        session: At the frame to go on from.
+        actions: From that frame on, as many as there are frames to make.
+        total: Number of the last frame.
+        origin: Frame of the session that is frame 0 of the video; those up to the current one are
+            shown as they are.
+    """
+
+    def __init__(
+        self, session: Session, actions: Iterable[NDArray[Any]], total: int, *, origin: int = 0
+    ) -> None:
+        super().__init__(total)
+        self.session = session
+        self._actions = actions
+        self._origin = origin
+
+    def frames(self, first: int) -> Iterator[Frame]:
+        """See `Source.frames`."""
+        for index in range(self._origin + first, self.session.frame_index + 1):
+            yield self.session.frame_at(index)
+        yield from self.session.play(self._actions)
 
 
 class Keeper(Protocol):
-    """Keeps what it takes to go on with a roll later."""
+    """Keeps what it takes to go on later."""
 
-    def keep(self, session: Session, output: FrameOutput) -> None:
-        """Called after every frame; writes it down now and then."""
+    def keep(self, output: FrameOutput) -> None:
+        """Called where the source could go on; writes it down now and then."""
 
-    def keep_now(self, session: Session, output: FrameOutput) -> None:
+    def keep_now(self, output: FrameOutput) -> None:
         """Write it down."""
 
     def forget(self) -> None:
-        """Remove it; all is done."""
+        """Remove it: the video is complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Roll:
-    """A session on its way into an output."""
+class Records:
+    """What is written beside a video that a session was played for."""
 
     world: World
     session: Session
-    actions: Iterator[Action]
-    """From the session's current frame on, without an end."""
-    total: int
-    """The frame to reach."""
     log: Path | None
-    motion: Path | None
-    """Where ego motion that was driven goes."""
-    play: Callable[[Iterator[Action]], Iterator[Frame]] | None = None
-    """Takes actions and yields frames; by default the session's `play`."""
+    motion: Path | None = None
 
-    def run(self, output: FrameOutput | None, keeper: Keeper | None = None) -> int:
-        """Draw what is left and return the exit status.
+    def __post_init__(self) -> None:
+        schema = self.world.action_tokenizer.schema
+        if self.motion is not None and not is_driving_schema(schema):
+            names = ", ".join(group.name for group in schema.groups)
+            raise ActionError(
+                f"world {self.world.card.name!r} is driven by {names} and not by ego motion, so "
+                "there is none to write; leave --motion out"
+            )
 
-        Ctrl-C ends after the frame that is being drawn, with everything written; the second one
-        breaks.
-        """
-        session = self.session
-        play = self.play or session.play
-        drawn = 0 if output is None else output.num_frames
+    @property
+    def paths(self) -> list[Path]:
+        """Files that are written."""
+        return [path for path in (self.log, self.motion) if path is not None]
 
-        def frames(steps: Iterator[Action]) -> Iterator[Frame]:
-            if not drawn:
-                yield session.frame
-            yield from play(steps)
-
-        def keep() -> None:
-            if keeper is not None and output is not None:
-                keeper.keep(session, output)
-
-        rest = itertools.islice(self.actions, self.total - session.frame_index)
-        try:
-            with output or nullcontext(), _interruptible(rest) as steps:
-                draw(frames(steps), total=self.total, output=output, keep=keep)
-                if output is not None and keeper is not None and session.frame_index < self.total:
-                    keeper.keep_now(session, output)
-                elif output is not None:
-                    if keeper is not None:
-                        keeper.forget()
-                    output.finish()
-        except BaseException:
-            # Whatever became of the video, the log can make it again; the first error is told.
-            with suppress(OSError, WorldgenError):
-                self._write_records()
-            raise
-        self._write_records()
-        return self._report(None if output is None else output.path)
-
-    def _write_records(self) -> None:
+    def write(self) -> None:
+        """Write the log and the motion of all frames so far."""
         if self.log is not None:
             self.session.save(self.log)
         if self.motion is not None:
             write_motion(self.motion, self.session.actions, self.world.frames_per_second)
 
-    def _report(self, out: Path | None) -> int:
-        written = [str(path) for path in (out, self.log, self.motion) if path is not None]
-        frames = self.session.frame_index
-        print(
-            f"{frames} frames, hash {self.session.log().total_hash}"
-            + (f", written to {' and '.join(written)}" if written else "")
-        )
-        if frames < self.total:
-            note(f"stopped after {frames} of {self.total} steps; all of these are written")
-            return INTERRUPTED
+
+def run(
+    source: Source,
+    output: FrameOutput | None,
+    *,
+    records: Records | None = None,
+    keeper: Keeper | None = None,
+) -> int:
+    """Make the frames that an output lacks, say what became of it, and return the exit status.
+
+    Ctrl-C ends after the frame that is being made, with everything written; the second one breaks.
+
+    Args:
+        source: Of frames.
+        output: None lets frames go.
+        records: Written at the end, whatever ends it.
+        keeper: None where nobody can go on later: then what there is becomes a complete output.
+    """
+    try:
+        with output or nullcontext(), _interruptible() as interrupted:
+
+            def stop_here() -> bool:
+                if source.can_stop and keeper is not None and output is not None:
+                    keeper.keep(output)
+                return source.can_stop and interrupted()
+
+            made = draw(source.frames, total=source.total, output=output, stop_here=stop_here)
+            complete = made == source.total + 1
+            if output is not None:
+                if keeper is not None and not complete:
+                    keeper.keep_now(output)
+                else:
+                    if keeper is not None:
+                        keeper.forget()
+                    output.finish()
+    except BaseException:
+        # Whatever became of the video, the log can make it again; the first error is told.
+        if records is not None:
+            with suppress(OSError, WorldgenError):
+                records.write()
+        raise
+    written = [] if output is None else [output.path]
+    told = f"{made - 1} frames"
+    if records is not None:
+        records.write()
+        written += records.paths
+        told += f", hash {records.session.log().total_hash}"
+    print(told + (f", written to {' and '.join(map(str, written))}" if written else ""))
+    if complete:
         return 0
+    note(f"stopped after {made - 1} of {source.total} steps; all of these are written")
+    return INTERRUPTED
 
 
 def draw(
-    frames: Iterator[Frame | None],
+    frames: Callable[[int], Iterator[Frame | None]],
     *,
     total: int,
     output: FrameOutput | None,
-    keep: Callable[[], None] = lambda: None,
-) -> None:
+    stop_here: Callable[[], bool] = lambda: False,
+) -> int:
     """Draw frame 0 and `total` more under a progress bar, into an output if one is wanted.
 
     Args:
-        frames: Those that the output does not hold yet.
+        frames: Gives the frames from a number on.
         total: Number of the last frame.
-        output: None lets frames go.
-        keep: Called after each frame.
+        output: None lets frames go. Frames that it holds are not asked for.
+        stop_here: Asked after each frame whether it is to be the last one.
+
+    Returns:
+        How many frames there are now.
     """
-    first = 0 if output is None else output.num_frames
+    made = 0 if output is None else output.num_frames
     # disable=None: no bar where nobody watches, as in a pipe.
-    with tqdm(total=total, initial=max(first - 1, 0), unit=" frames", disable=None) as bar:
-        for number, frame in enumerate(frames, start=first):
+    with tqdm(total=total, initial=max(made - 1, 0), unit=" frames", disable=None) as bar:
+        for frame in frames(made):
             if output is not None and frame is not None:
                 output.write(frame)
-            bar.update(min(number, 1))
-            keep()
+            bar.update(min(made, 1))
+            made += 1
+            if stop_here():
+                break
+    return made
 
 
-def check_motion(world: World, motion: Path | None) -> None:
-    """Refuse to write ego motion of a world that is not driven by it.
-
-    Raises:
-        ActionError: If it is not.
-    """
-    schema = world.action_tokenizer.schema
-    if motion is not None and not is_driving_schema(schema):
-        raise ActionError(
-            f"world {world.card.name!r} is driven by {', '.join(g.name for g in schema.groups)} and "
-            "not by ego motion, so there is none to write; leave --motion out"
-        )
+def sampling_of(world: World, arguments: Namespace) -> SamplingConfig | None:
+    """Return the world's sampling with what a command says about it; None if it says nothing."""
+    names = {field.name for field in dataclasses.fields(SamplingConfig)}
+    given = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name in names and value is not None
+    }
+    return dataclasses.replace(world.card.sampling, **given) if given else None
 
 
-def output_of(world: World, arguments: Namespace) -> FrameOutput | None:
-    """Return the output that a command names, None if it names none."""
-    if arguments.out is None:
-        return None
-    return open_output(arguments.out, world.frames_per_second, scale=arguments.scale)
-
-
-def sampling_of(world: World, arguments: Namespace) -> SamplingConfig:
-    """Return the world's sampling, with what a command says about it."""
-    names = ("temperature", "top_k", "top_p", "min_p", "guidance")
-    given = {name: getattr(arguments, name) for name in names}
-    return dataclasses.replace(
-        world.card.sampling, **{name: value for name, value in given.items() if value is not None}
-    )
-
-
-def read_script(world: World, actions: str | None, trajectory: Path | None) -> Actions:
-    """Return the actions of a list, a file of lists, or a trajectory.
+def num_steps(
+    script: NDArray[Any] | None, world: World, seconds: float | None, repeat: int = 1
+) -> int:
+    """Return how many steps to make: as many seconds as asked for, or all that is written down.
 
     Raises:
-        ActionError: If an action is unknown, or there are too many.
-        DataError: If a trajectory is not one, or a file cannot be read.
+        ConfigError: If neither says how many.
+        ActionError: If they are too many.
     """
-    schema = world.action_tokenizer.schema
-    if trajectory is not None:
-        read = read_trajectory(trajectory)
-        steps, changes = read.actions(schema, world.frames_per_second)
-        for change in changes:
-            note(change)
-        return steps
-    text = actions or ""
-    if text.endswith(".txt"):
-        lines = Path(text).read_text(encoding="utf-8").splitlines()
-        text = ",".join(line for line in lines if line.strip())
-    return parse_actions(text, schema)
-
-
-def num_steps(script: Actions | None, world: World, seconds: float | None, repeat: int) -> int:
-    """Return how many steps to draw: as many seconds as asked for, or all that there is to do."""
     if seconds is not None:
         steps: int = max(1, round(seconds * world.frames_per_second))
     elif script is None:
-        raise ConfigError("the model goes on for ever; say for how long with --seconds")
+        raise ConfigError("without a script it goes on for ever; say for how long with --seconds")
     else:
         steps = len(script) * repeat
     if steps > MAX_STEPS:
@@ -220,46 +246,19 @@ def num_steps(script: Actions | None, world: World, seconds: float | None, repea
     return steps
 
 
-def played(script: Actions, *, hold: bool, first: int = 0) -> Iterator[Action]:
-    """Give out a script for ever: a list again and again, or with its last step held.
-
-    Args:
-        script: At least one step.
-        hold: Hold the last step.
-        first: Number of the step to begin with.
-    """
-    for number in itertools.count(first):
-        yield script[min(number, len(script) - 1) if hold else number % len(script)]
-
-
-def driven(session: Session) -> Iterator[Action]:
-    """Give out what the model itself would do; frames that are drawn together share an action."""
-    action, asked_at = session.predict_action(), session.frame_index
-    while True:
-        if session.frame_index != asked_at and not session.frames_left:
-            action, asked_at = session.predict_action(), session.frame_index
-        yield action
-
-
 @contextmanager
-def _interruptible(actions: Iterator[Action]) -> Iterator[Iterator[Action]]:
-    """Give out actions until Ctrl-C, so that no frame is left half drawn; the second one breaks."""
-    interrupted = False
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Tell whether Ctrl-C was pressed, so that no frame is left half drawn; the second one breaks."""
+    pressed = False
 
-    def stop(number: int, frame: object) -> None:
-        nonlocal interrupted
-        if interrupted:
+    def press(number: int, frame: object) -> None:
+        nonlocal pressed
+        if pressed:
             raise KeyboardInterrupt
-        interrupted = True
+        pressed = True
 
-    def give_out() -> Iterator[Action]:
-        for action in actions:
-            if interrupted:
-                return
-            yield action
-
-    before = signal.signal(signal.SIGINT, stop)
+    before = signal.signal(signal.SIGINT, press)
     try:
-        yield give_out()
+        yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)

@@ -79,9 +79,14 @@ class FrameOutput(ABC):
         self._append(frame)
         self.num_frames += 1
 
+    @property
+    @abstractmethod
+    def mark(self) -> Mark:
+        """Behind the last frame that is on disk: where it can go on from."""
+
     @abstractmethod
     def settle(self) -> Mark:
-        """Bring every frame written so far to disk; return where to go on from.
+        """Bring every frame written so far to disk; return the mark behind them.
 
         Raises:
             DataError: If there is no room on the disk; what fitted can be played.
@@ -153,6 +158,10 @@ class _FragmentedFile(FrameOutput):
             )
         self._file.truncate(self._file.seek(mark.size))
 
+    @property
+    def mark(self) -> Mark:
+        return Mark(frames=self._settled, size=self._file.seek(0, 2))
+
     def settle(self) -> Mark:
         if self._waiting:
             frames, self._waiting = self._waiting, []
@@ -166,7 +175,7 @@ class _FragmentedFile(FrameOutput):
                 self._cut(end)
                 raise self._no_room(error, self._settled) from error
             self._settled += len(frames)
-        return Mark(frames=self._settled, size=self._file.seek(0, 2))
+        return self.mark
 
     def finish(self) -> None:
         self._close()
@@ -231,8 +240,12 @@ class _PictureFolder(FrameOutput):
             if _PICTURE.fullmatch(picture.name) and int(picture.stem) >= mark.frames:
                 picture.unlink()
 
-    def settle(self) -> Mark:
+    @property
+    def mark(self) -> Mark:
         return Mark(frames=self.num_frames, size=0)
+
+    def settle(self) -> Mark:
+        return self.mark
 
     def finish(self) -> None:
         if not self.num_frames:
