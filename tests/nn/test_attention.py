@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.nn.dense_attention import clip_mask, dense, masks, parts
+from tests.nn.dense_attention import clip_mask, decay_bias, dense, far_mask, masks, parts
 from worldgen.nn.attention import attend, frame_causal_attention
+from worldgen.nn.far import FarTokens
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (6, 1)])
@@ -44,6 +45,60 @@ def test_frame_causal_attention_equals_a_dense_block_mask(
     mask = clip_mask(frames, tokens, window, sink, own, remembered)
     result = frame_causal_attention(query, key, value, frames, window, own, remembered, sink)
     assert torch.allclose(result, dense(query, key, value, mask), atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", ["no", "shared", "per row"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_is_added_to_the_scores_of_a_key(masked: str, dtype: torch.dtype) -> None:
+    query, key, value = parts(4, 2, 5, 7)
+    mask = None
+    if masked != "no":
+        mask = torch.rand(*(() if masked == "shared" else (2,)), 5, 7) > 0.4
+        mask[..., 0] = True
+    bias = torch.linspace(-3, 1, 7)
+    result = attend(query.to(dtype), key.to(dtype), value.to(dtype), mask, bias=bias)
+    expected = dense(query, key, value, mask, bias.expand(5, 7))
+    assert torch.allclose(result.float(), expected, atol=1e-6 if dtype == torch.float32 else 0.05)
+    assert not torch.allclose(expected, dense(query, key, value, mask), atol=0.1)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("sink", [0, 1, 3])
+@pytest.mark.parametrize("far_frames", [0, 1, 3, 9])
+@pytest.mark.parametrize(("masked", "decay"), [(False, 0.0), (True, 0.0), (True, 0.3)])
+def test_far_frames_and_decay_equal_a_dense_mask(
+    window: int, sink: int, far_frames: int, masked: bool, decay: float
+) -> None:
+    frames, tokens, few = 8, 3, 2
+    query, key, value = parts(4, 2, frames * tokens, frames * tokens)
+    _, *far = parts(4, 2, 1, frames * few)
+    own, remembered = masks(tokens) if masked else (None, None)
+    result = frame_causal_attention(
+        query,
+        key,
+        value,
+        frames,
+        window,
+        own,
+        remembered,
+        sink,
+        far=FarTokens(*far) if far_frames else None,
+        far_frames=far_frames,
+        time_decay=decay,
+    )
+    mask = torch.cat(
+        (
+            far_mask(frames, tokens, window, sink, far_frames, few),
+            clip_mask(frames, tokens, window, sink, own, remembered),
+        ),
+        dim=1,
+    )
+    bias = torch.cat(
+        (decay_bias(frames, tokens, sink, decay, few), decay_bias(frames, tokens, sink, decay)),
+        dim=1,
+    )
+    keys, values = (torch.cat(pair, dim=2) for pair in zip(far, (key, value), strict=True))
+    assert torch.allclose(result, dense(query, keys, values, mask, bias), atol=1e-6)
 
 
 class Largest(TorchDispatchMode):

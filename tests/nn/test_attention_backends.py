@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.nn.dense_attention import clip_mask, dense, masks, parts
+from tests.nn.dense_attention import clip_mask, decay_bias, dense, far_mask, masks, parts
 from worldgen.errors import ConfigError
 from worldgen.nn.attention import attend, frame_causal_attention
 from worldgen.nn.attention_backends import (
@@ -19,6 +19,7 @@ from worldgen.nn.attention_backends import (
     use_attention_backend,
     xformers_attend,
 )
+from worldgen.nn.far import FarTokens
 
 # Tracing flex takes seconds for each kind of mask.
 slow_flex = pytest.param("flex", marks=pytest.mark.slow)
@@ -68,6 +69,84 @@ def test_the_mask_by_places_is_the_mask_by_pairs(window: int, sink: int) -> None
     places = torch.arange(15)
     seen = mask.visible(places[:, None], places[None])
     assert torch.equal(seen, clip_mask(5, 3, window, sink, own, remembered))
+
+
+FAR = ((2, 0, 3, 0.0), (1, 2, 2, 0.2), (3, 1, 9, 0.2), (2, 1, 0, 0.5))
+"""Window, sink, far frames and decay of clips."""
+
+
+def far_oracle(
+    frames: int, tokens: int, few: int, case: tuple[int, int, int, float]
+) -> tuple[Tensor, Tensor]:
+    """Return mask and bias over far tokens and, behind them, those of the clip."""
+    window, sink, far_frames, decay = case
+    own, remembered = masks(tokens)
+    mask = (
+        far_mask(frames, tokens, window, sink, far_frames, few),
+        clip_mask(frames, tokens, window, sink, own, remembered),
+    )
+    bias = decay_bias(frames, tokens, sink, decay, few), decay_bias(frames, tokens, sink, decay)
+    return torch.cat(mask, dim=1), torch.cat(bias, dim=1)
+
+
+@pytest.mark.parametrize("case", FAR)
+def test_the_mask_of_far_frames_by_places_is_that_by_pairs(
+    case: tuple[int, int, int, float],
+) -> None:
+    frames, tokens, few = 7, 3, 2
+    window, sink, far_frames, decay = case
+    own, remembered = masks(tokens)
+    frame_mask = FrameMask(
+        num_frames=frames,
+        tokens=tokens,
+        window=window,
+        sink=sink,
+        far_frames=far_frames,
+        far_tokens=few,
+        time_decay=decay,
+        own=own,
+        remembered=remembered,
+    )
+    query = torch.arange(frames * tokens)[:, None]
+    key = torch.arange(frames * (few + tokens))[None]
+    mask, bias = far_oracle(frames, tokens, few, case)
+    assert torch.equal(frame_mask.visible(query, key), mask)
+    zeros = torch.zeros(len(query), key.shape[1])
+    assert torch.allclose(frame_mask.decayed(zeros, query, key), bias)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FAR)
+def test_flex_serves_far_frames_and_decay(case: tuple[int, int, int, float]) -> None:
+    frames, tokens, few = 6, 4, 2
+    window, sink, far_frames, decay = case
+    query, key, value = parts(4, 2, frames * tokens, frames * tokens)
+    _, *far = parts(4, 2, 1, frames * few)
+    result = frame_causal_attention(
+        query,
+        key,
+        value,
+        frames,
+        window,
+        *masks(tokens),
+        sink,
+        "flex",
+        FarTokens(*far),
+        far_frames,
+        decay,
+    )
+    keys, values = (torch.cat(pair, dim=2) for pair in zip(far, (key, value), strict=True))
+    expected = dense(query, keys, values, *far_oracle(frames, tokens, few, case))
+    assert torch.allclose(result, expected, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["no", "per row"])
+def test_flex_adds_a_bias(kind: str) -> None:
+    query, key, value = parts(4, 2, 5, 7)
+    mask, bias = dense_mask(kind, 5, 7), torch.linspace(-3, 1, 7)
+    result = attend(query, key, value, mask, "flex", bias)
+    assert torch.allclose(result, dense(query, key, value, mask, bias.expand(5, 7)), atol=1e-6)
 
 
 @pytest.mark.slow
@@ -188,8 +267,12 @@ def xformers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_xformers_gets_its_own_layout_and_mask(kind: str) -> None:
     query, key, value = parts(2, 2, 5, 7)
     mask = dense_mask(kind, 5, 7)
-    result = xformers_attend(query, key, value, None if mask is None else mask[:, None])
+    given = None if mask is None else mask[:, None]
+    result = xformers_attend(query, key, value, given)
     assert torch.allclose(result, dense(query, key, value, mask), atol=1e-6)
+    bias = torch.linspace(-3, 1, 7)
+    result = xformers_attend(query, key, value, given, bias)
+    assert torch.allclose(result, dense(query, key, value, mask, bias.expand(5, 7)), atol=1e-6)
 
 
 @pytest.mark.usefixtures("xformers")
@@ -230,6 +313,45 @@ def test_on_a_gpu_a_clip_and_its_gradient_equal_a_dense_mask(
         query, key, value, frames, window, own, remembered, sink, backend
     )
     expected = dense(theirs[0], theirs[1], theirs[2], mask)
+    assert torch.allclose(result.cpu().double(), expected, atol=5e-3)
+    result.square().sum().backward()
+    expected.square().sum().backward()
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.allclose(one.grad.cpu().double(), other.grad, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    "backend", [pytest.param(name, marks=gpu) for name in ("sdpa", "flex", "xformers", "auto")]
+)
+@pytest.mark.parametrize("case", FAR)
+def test_on_a_gpu_far_frames_and_decay_equal_a_dense_mask(
+    backend: AttentionBackend, case: tuple[int, int, int, float]
+) -> None:
+    if backend == "xformers":
+        pytest.importorskip("xformers")
+    frames, tokens, few = 6, 24, 5
+    window, sink, far_frames, decay = case
+    clip = parts(4, 2, frames * tokens, frames * tokens, width=32)
+    given = [*clip, *parts(4, 2, 1, frames * few, width=32)[1:]]
+    ours = [part.cuda().requires_grad_() for part in given]
+    theirs = [part.double().requires_grad_() for part in given]
+    own, remembered = (part.cuda() for part in masks(tokens))
+    result = frame_causal_attention(
+        *ours[:3],
+        frames,
+        window,
+        own,
+        remembered,
+        sink,
+        backend,
+        FarTokens(*ours[3:]),
+        far_frames,
+        decay,
+    )
+    keys, values = (torch.cat((theirs[far], theirs[own]), dim=2) for far, own in ((3, 1), (4, 2)))
+    expected = dense(theirs[0], keys, values, *far_oracle(frames, tokens, few, case))
     assert torch.allclose(result.cpu().double(), expected, atol=5e-3)
     result.square().sum().backward()
     expected.square().sum().backward()

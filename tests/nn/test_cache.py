@@ -8,6 +8,7 @@ from worldgen.errors import ConfigError, SessionLimitError
 from worldgen.nn.attention import attend, frame_causal_attention
 from worldgen.nn.cache import FrameCache
 from worldgen.nn.cache_storage import CacheConfig, CacheStorage
+from worldgen.nn.far import FarTokens
 
 
 def cache(spare: int = 0, sink: int = 0) -> FrameCache:
@@ -298,6 +299,141 @@ def test_a_transformer_on_its_cache_equals_a_dense_mask_over_the_clip(
     assert torch.equal(torch.cat(outputs[frames:]), torch.cat(outputs[frames - 2 : frames]))
 
 
+# Far frames
+
+
+def far_ring(
+    *, far_frames: int = 4, spare: int = 0, sink: int = 0, storage: CacheStorage = "exact"
+) -> FrameCache:
+    """Return a cache of three layers, of which the second and the third see far frames."""
+    return FrameCache(
+        CacheConfig(
+            heads=1,
+            tokens=2,
+            head_width=2,
+            windows=(1, 3, 3),
+            spare=spare,
+            sink=sink,
+            far_frames=far_frames,
+            far_tokens=1,
+            storage=storage,
+        )
+    )
+
+
+def write_far(ring: FrameCache, value: float) -> list[list[float]]:
+    """Write a frame whose few tokens are negative; return what each layer sees."""
+    frame = torch.full((1, 1, 2, 2), value)
+    few = FarTokens(-frame[:, :, :1], -frame[:, :, :1])
+    seen = []
+    for layer in range(3):
+        keys, values = ring.write_and_read(layer, frame, frame, few if layer else None)
+        assert torch.equal(keys, values)
+        seen.append(keys[0, 0, :, 0].tolist())
+    ring.advance()
+    return seen
+
+
+def seen_of(number: int, far_frames: int, sink: int) -> list[float]:
+    """Return what a layer with a window of 3 sees of frames numbered from 1, pair by pair."""
+    kept, far, near = [], [], []
+    for frame in range(number + 1):
+        if number - frame < 3:
+            near += [frame + 1.0] * 2
+        elif frame < sink:
+            kept += [frame + 1.0] * 2
+        elif number - frame < 3 + far_frames:
+            far += [-frame - 1.0]
+    return [*kept, *far, *near]
+
+
+@pytest.mark.parametrize("far_frames", [1, 4, 11])
+@pytest.mark.parametrize("sink", [0, 2])
+@pytest.mark.parametrize("spare", [0, 3])
+def test_frames_behind_the_window_are_seen_as_few_tokens(
+    far_frames: int, sink: int, spare: int
+) -> None:
+    ring = far_ring(far_frames=far_frames, sink=sink, spare=spare)
+    size = ring.num_bytes
+    assert size == FrameCache.predicted_bytes(ring.config)
+    for number in range(5 * (far_frames + 3 + spare)):
+        expected = seen_of(number, far_frames, sink)
+        before = ring.read_before(2).keys[0, 0, :, 0].tolist()
+        assert before == expected[:-2]
+        ages = ring.ages_before(2).tolist()
+        assert ages == [
+            0 if abs(value) <= sink else number + 1 - abs(value) for value in expected[:-2]
+        ]
+        first, *others = write_far(ring, number + 1.0)
+        assert first[-2:] == [number + 1.0] * 2
+        assert others == [expected, expected]
+    assert ring.num_bytes == size
+
+
+@pytest.mark.parametrize("sink", [0, 2])
+def test_rewinding_and_forking_leave_far_frames_as_they_were(sink: int) -> None:
+    ring = far_ring(spare=5, sink=sink)
+    for number in range(40):
+        write_far(ring, number + 1.0)
+    reached = [target for target in range(41) if ring.can_rewind_to(target)]
+    # Eight frames are kept whole: 32 to 39.
+    assert reached == [*range(sink + 1), *range(34, 41)]
+    for target in reached:
+        fork = ring.fork()
+        fork.rewind_to(target)
+        for number in range(target, target + 30):
+            assert write_far(fork, number + 1.0)[1] == seen_of(number, 4, sink)
+    assert write_far(ring, 41.0)[2] == seen_of(40, 4, sink)
+
+
+def test_what_came_after_a_rewound_frame_is_no_longer_far() -> None:
+    ring = far_ring(spare=5)
+    for number in range(20):
+        write_far(ring, number + 1.0)
+    ring.rewind_to(16)
+    for number in range(6):
+        seen = write_far(ring, 100.0 + number)[1]
+    assert seen == [-16, -100, -101, -102, *twice(103, 104, 105)]
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+def test_far_frames_are_kept_in_fewer_bits_too(storage: CacheStorage) -> None:
+    ring, exact = far_ring(storage=storage, spare=2), far_ring(spare=2)
+    size = ring.num_bytes
+    assert size == FrameCache.predicted_bytes(ring.config)
+    for _ in range(30):
+        frame = torch.randn(1, 1, 2, 2)
+        few = FarTokens(*torch.randn(2, 1, 1, 1, 2).unbind())
+        for layer in range(3):
+            far = few if layer else None
+            seen = ring.write_and_read(layer, frame, -frame, far)
+            truth = exact.write_and_read(layer, frame, -frame, far)
+            for part, true in zip(seen, truth, strict=True):
+                assert torch.allclose(part, true, atol=0.02)
+        ring.advance()
+        exact.advance()
+    assert not torch.equal(seen.keys, truth.keys)
+    assert ring.num_bytes == size
+
+
+def test_far_tokens_are_asked_for_where_they_are_seen_and_nowhere_else() -> None:
+    ring, frame = far_ring(), torch.zeros(1, 1, 2, 2)
+    few = FarTokens(frame[:, :, :1], frame[:, :, :1])
+    with pytest.raises(ConfigError, match=r"layer 1 .* takes .*\[1, 1, 1, 2\] .* got none"):
+        ring.write_and_read(1, frame, frame)
+    with pytest.raises(ConfigError, match="layer 0 of this cache takes no tokens for a far frame"):
+        ring.write_and_read(0, frame, frame, few)
+    with pytest.raises(ConfigError, match=r"got \[\(1, 1, 2, 2\)\]"):
+        ring.write_and_read(1, frame, frame, FarTokens(frame, frame))
+
+
+def test_a_prediction_depends_on_what_all_layers_together_see() -> None:
+    assert cache().config.receptive_field == 2
+    assert noting().config.receptive_field == 3
+    assert far_ring(far_frames=4).config.receptive_field == 2 * (2 + 4)
+    assert far_ring(far_frames=0).config.receptive_field == 2 * 2
+
+
 # Fewer bits
 
 
@@ -417,6 +553,8 @@ def test_8_bits_take_about_a_quarter() -> None:
         ({"windows": (2, 0)}, "at least 1 frame"),
         ({"spare": -1}, "fewer than 0 frames"),
         ({"sink": -2}, "sink -2"),
+        ({"far_frames": 3}, "far_frames 3, far_tokens 0"),
+        ({"far_frames": -1, "far_tokens": 2}, "far_frames -1"),
         ({"storage": "int4"}, "'int4'; allowed are exact, bfloat16, int8"),
         ({"dtype": torch.int8}, "floating-point"),
     ],

@@ -191,6 +191,12 @@ class MineWorldSession:
                 f"MineWorld's decoding needs a grid of tokens for every frame alone, world "
                 f"{parts.world!r} has others; use Session"
             )
+        if model.far_frames or model.time_decay:
+            raise ConfigError(
+                f"MineWorld's decoding sees all frames of its context alike, world "
+                f"{parts.world!r} has far_frames {model.far_frames} and "
+                f"time_decay {model.time_decay}; use Session"
+            )
         self.parts, self.seed, self.sampling, self.window = parts, seed, sampling, window
         self.capacity = max(model.windows) if context_frames is None else context_frames
         self.kept = len(start.visual_ids)

@@ -45,6 +45,7 @@ from worldgen.models import (
 )
 from worldgen.models.base import FrameDraft, WorldModel
 from worldgen.nn.cache import FrameCache
+from worldgen.nn.far import FarTokens
 from worldgen.pipeline import World
 from worldgen.records import to_uint8
 from worldgen.tokenizers.visual import (
@@ -157,9 +158,11 @@ class Subject:
         # What is remembered does not matter for speed, and reading frames would take minutes.
         layout, config = model.layout, model.cache_config()
         vectors = torch.randn(config.frame_shape(1), device=model.device).to(config.dtype)
-        for _ in range(max(config.windows) - 1):
+        few = FarTokens(*[vectors[:, :, : config.far_tokens]] * 2)
+        for _ in range(max(config.windows) - 1 + config.far_frames):
             for layer in range(len(config.windows)):
-                cache.write_and_read(layer, vectors, vectors)
+                far = few if layer in config.far_layers else None
+                cache.write_and_read(layer, vectors, vectors, far)
             if config.notes:
                 cache.note(self.action_ids[:1])
             cache.advance()

@@ -139,6 +139,10 @@ class _InterleavedPasses:
         self.past = [
             min(window - 1, num_past) * model.layout.tokens_per_step for window in model.windows
         ]
+        config = model.cache_config()
+        for layer in config.far_layers:
+            num_far = min(config.far_frames, max(0, num_past + 1 - model.windows[layer]))
+            self.past[layer] += num_far * config.far_tokens
         """For each layer the tokens of earlier frames that it sees."""
 
     def read_out(self, tokens: int) -> Work:
