@@ -18,7 +18,7 @@ from worldgen.nn.blocks import Block, initialise
 from worldgen.nn.cache import StepCache
 from worldgen.nn.rotary import RotaryTable, rotary_table
 
-__all__ = ["NextFrameConfig", "NextFrameDraft", "NextFrameTransformer", "group_masks"]
+__all__ = ["NextFrameDraft", "NextFrameTransformer", "group_masks"]
 
 
 @dataclass(kw_only=True)
