@@ -159,6 +159,15 @@ def test_memory_of_the_cache_does_not_grow(world: World) -> None:
     assert session._cache.num_bytes == before
 
 
+def test_a_log_of_before_there_were_texts_replays(world: World, tmp_path: Path) -> None:
+    session = play(world.session(seed=6), 3)
+    data = session.log().to_json()
+    assert "text_ids" not in data
+    del data["sampling"]["text_guidance"], data["sampling"]["context_noise"]
+    (tmp_path / "log.json").write_text(json.dumps(data))
+    assert world.load_session(tmp_path / "log.json").log() == session.log()
+
+
 def test_a_log_of_another_world_is_refused(world: World, tmp_path: Path) -> None:
     other = load(tiny_world(tmp_path / "other", seed=1))
     play(world.session(), 2).save(tmp_path / "log.json")
