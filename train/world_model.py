@@ -233,14 +233,11 @@ def run(cfg: DictConfig) -> RunFolder:
             with training.autocast:
                 terms = world_model_losses(
                     model,
-                    batch.visual_ids,
-                    batch.action_ids,
+                    batch,
                     losses=config.losses,
                     corruption=config.corruption,
                     on_policy=config.on_policy,
                     generator=torch.Generator().manual_seed(seed),
-                    conditions=batch.conditions,
-                    text_ids=batch.text_ids,
                     first_frame=config.tasks.first_frame,
                 )
             loss = torch.stack(list(terms.values())).sum()

@@ -16,6 +16,7 @@ from worldgen.config import load_config
 from worldgen.models import DrivingConfig, DrivingTransformer
 from worldgen.pipeline import load
 from worldgen.training.context import CorruptionConfig, OnPolicyConfig, RandomTokensConfig
+from worldgen.training.tasks import TrainingClips
 from worldgen.training.world_model_loss import DrivingLossConfig, world_model_losses
 
 CLEAN = CorruptionConfig(share_of_clips=0.0, highest_rate=0.0)
@@ -59,9 +60,10 @@ def losses_of(
     corruption: CorruptionConfig | RandomTokensConfig = CLEAN,
     on_policy: OnPolicyConfig = RECORDED,
 ) -> dict[str, Tensor]:
+    visual_ids, action_ids = clip()
     return world_model_losses(
         model,
-        *clip(),
+        TrainingClips(visual_ids=visual_ids, action_ids=action_ids),
         losses=losses,
         corruption=corruption,
         on_policy=on_policy,

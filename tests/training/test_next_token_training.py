@@ -24,6 +24,7 @@ from worldgen.models import (
 from worldgen.pipeline import load
 from worldgen.training import RunFolder
 from worldgen.training.context import CorruptionConfig, OnPolicyConfig
+from worldgen.training.tasks import TrainingClips
 from worldgen.training.world_model_loss import (
     NextFrameLossConfig,
     NextTokenLossConfig,
@@ -37,8 +38,9 @@ LOSSES = NextTokenLossConfig(changed_weight=1.0, actions=1.0)
 
 def losses_of(model: NextTokenTransformer, clip: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
+    clips = TrainingClips(visual_ids=clip[0], action_ids=clip[1])
     return world_model_losses(
-        model, *clip, losses=LOSSES, corruption=CLEAN, on_policy=RECORDED, generator=generator
+        model, clips, losses=LOSSES, corruption=CLEAN, on_policy=RECORDED, generator=generator
     )
 
 
@@ -159,8 +161,7 @@ def test_losses_are_those_of_the_plain_objective() -> None:
     with pytest.raises(ConfigError, match="choose losses=next_frame for family interleaved"):
         world_model_losses(
             model,
-            visual_ids,
-            action_ids,
+            TrainingClips(visual_ids=visual_ids, action_ids=action_ids),
             losses=wrong,
             corruption=CLEAN,
             on_policy=RECORDED,

@@ -40,6 +40,9 @@ class TasksConfig:
     goal: float = 0.0
     stride: int = 1
     """Frames from one key frame to the next."""
+    sentences: int = 0
+    """Further frames in a batch, each with its caption and nothing else. Texts are many and say
+    little about a clip but its first frame: this is what teaches them at the price of that frame."""
     null_text: float = 0.2
     """Share of clips that begin with the null prompt instead of their caption, for guidance."""
     farthest_text: int = 1024
@@ -71,8 +74,11 @@ class TasksConfig:
                 f"null_text and no_recall must lie in [0, 1], got {self.null_text} and "
                 f"{self.no_recall}"
             )
-        if self.first_frame < 0:
-            raise ConfigError(f"the weight first_frame must not be negative: {self.first_frame}")
+        if self.first_frame < 0 or self.sentences < 0:
+            raise ConfigError(
+                f"the weight first_frame and the number of sentences must not be negative: "
+                f"{self.first_frame} and {self.sentences}"
+            )
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -96,6 +102,10 @@ class TrainingClips:
     """Of the steps, that is of all frames but the last; None: nothing."""
     text_ids: Int[Tensor, "batch token"] | None = None
     """What stands before the first frame; None in worlds without text."""
+    sentence_ids: Int[Tensor, "sentence token"] | None = None
+    """Further texts; None: there are none."""
+    described_ids: Int[Tensor, "sentence cell"] | None = None
+    """The frame that each of them is about."""
 
     def to(self, device: torch.device) -> "TrainingClips":
         """Return the clips on a device."""
@@ -211,12 +221,27 @@ class TaskClips:
                 goal_ids=repeat(goal_ids, "clip cell -> clip step cell", step=self.steps),
                 goal_distance=torch.stack([cut.distance for cut in cuts]),
             )
+        text_ids = self._text_ids(starts, generator)
+        sentence_ids = described_ids = None
+        if self.config.sentences and self.text_ids is not None:
+            chosen = self._described_steps(generator)
+            sentence_ids = self._text_ids(chosen, generator)
+            described_ids = self.tokens.clips(chosen, 1)[0][:, 0]
         return TrainingClips(
             visual_ids=visual[clip, frames],
             action_ids=actions[clip, frames],
             conditions=None if conditions.shape is None else conditions,
-            text_ids=self._text_ids(starts, generator),
+            text_ids=text_ids,
+            sentence_ids=sentence_ids,
+            described_ids=described_ids,
         )
+
+    def _described_steps(self, generator: torch.Generator) -> Int[np.ndarray, " sentence"]:
+        """Return steps of the recording, any with the same chance."""
+        chosen = torch.randint(
+            0, len(self.tokens.visual_ids), (self.config.sentences,), generator=generator
+        )
+        return chosen.numpy()
 
     def _cut(self, task: str, generator: torch.Generator) -> _Cut:
         steps, stride = self.steps, self.config.stride

@@ -97,15 +97,12 @@ WorldModelLossConfig = NextFrameLossConfig | NextTokenLossConfig | DrivingLossCo
 
 def world_model_losses(
     model: Transformer,
-    visual_ids: Int[Tensor, "batch frame cell"],
-    action_ids: Int[Tensor, "batch frame slot"],
+    clips: TrainingClips,
     *,
     losses: WorldModelLossConfig,
     corruption: CorruptionConfig | RandomTokensConfig,
     on_policy: OnPolicyConfig,
     generator: torch.Generator,
-    conditions: StepConditions | None = None,
-    text_ids: Int[Tensor, "batch token"] | None = None,
     first_frame: float = 1.0,
 ) -> dict[str, Float[Tensor, ""]]:
     """Return the weighted terms of the loss; their sum is what is minimised.
@@ -113,7 +110,7 @@ def world_model_losses(
     A next-frame model has `prior`, every cell of every next frame before any of it is known, and
     `within_frame`, the cells of the last frame given those of earlier groups of a schedule. With
     text it has `first_frame` too, every cell of the first frame before any of it is known, and
-    `within_frame` is about the first frame in half of the clips. A
+    `within_frame` is about the first frame in half of the clips, and of every further sentence. A
     next-token model has `cells`, every cell given what is known of its frame when its turn comes,
     and `actions`, every action token. A driving model has the same two: the cells of every next
     frame given those of earlier groups of a schedule, and the action slots, each given those
@@ -121,21 +118,19 @@ def world_model_losses(
 
     Args:
         model: To train.
-        visual_ids: Clips of one frame more than the context.
-        action_ids: The action taken in each frame.
+        clips: To learn from; only next-frame models are told more than frames and actions. How
+            spoilt their frames are is added here.
         losses: Weights, of the model's kind.
         corruption: Of what the model is given; targets stay clean.
         on_policy: How often the end of the context is dreamed.
         generator: On the CPU; all randomness comes from it.
-        conditions: What the steps are told beside frame and action, by next-frame models alone. How
-            spoilt they are is added here.
-        text_ids: What stands before the first frame, in next-frame models with text.
         first_frame: Weight of the first frame, drawn from its text, where the mean of all others
             has 1.
 
     Raises:
         ConfigError: If the weights are those of the other kind of model.
     """
+    visual_ids, action_ids = clips.visual_ids, clips.action_ids
     rates = draw_rates(corruption, len(visual_ids), generator)
     spoilt = corrupt(visual_ids, corruption, model.codebook_size, generator, rates)
     context = visual_ids[:, :-1]
@@ -145,19 +140,17 @@ def world_model_losses(
         action_ids[:, :-1],
         on_policy,
         generator,
-        conditions=conditions,
-        text_ids=text_ids,
+        conditions=clips.conditions,
+        text_ids=clips.text_ids,
     )
     if isinstance(model, NextFrameTransformer) and model.config.noise_levels:
         level = noise_levels(rates, corruption, model.config.noise_levels).to(visual_ids.device)
         level = repeat(level, "batch -> batch frame", frame=context.shape[1])
-        conditions = replace(conditions or StepConditions(), noise_level=level)
+        conditions = replace(clips.conditions or StepConditions(), noise_level=level)
+        clips = replace(clips, conditions=conditions)
     # Where a dream is right it may be spoilt as everything else.
     given = torch.where(dreamed != context, dreamed, spoilt[:, :-1])
     if isinstance(model, NextFrameTransformer) and isinstance(losses, NextFrameLossConfig):
-        clips = TrainingClips(
-            visual_ids=visual_ids, action_ids=action_ids, conditions=conditions, text_ids=text_ids
-        )
         return _next_frame_losses(model, given, clips, losses, first_frame, generator)
     if isinstance(model, NextTokenTransformer) and isinstance(losses, NextTokenLossConfig):
         given = torch.cat((given, spoilt[:, -1:]), dim=1)
@@ -180,7 +173,7 @@ def _next_frame_losses(
     first_frame: float,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    visual_ids = clips.visual_ids
+    visual_ids, slots = clips.visual_ids, clips.action_ids.shape[-1]
     context, following = visual_ids[:, :-1], visual_ids[:, 1:]
     hidden = model.encode_steps(given, clips.action_ids[:, :-1], clips.conditions, clips.text_ids)
     steps = hidden[:, -context.shape[1] :]
@@ -190,16 +183,23 @@ def _next_frame_losses(
 
     asked, answer, weight = steps[:, -1], following[:, -1], weight[:, -1]
     if clips.text_ids is not None:
-        first = _cross_entropy(model.read(hidden[:, 0]), visual_ids[:, 0])
-        terms["first_frame"] = first_frame * first.mean()
+        told, first_ids = hidden[:, 0], visual_ids[:, 0]
         # Later cells of a first frame are drawn by the same stack, from what the text says of it.
         begins = (torch.rand(len(visual_ids), 1, generator=generator) < 0.5).to(visual_ids.device)
-        asked = torch.where(begins[..., None], hidden[:, 0], asked)
-        answer = torch.where(begins, visual_ids[:, 0], answer)
+        asked = torch.where(begins[..., None], told, asked)
+        answer = torch.where(begins, first_ids, answer)
         weight = torch.where(begins, first_frame, weight)
+        if clips.sentence_ids is not None and clips.described_ids is not None:
+            described = clips.described_ids
+            nothing = (described[:, None][:, :0], described.new_zeros(len(described), 0, slots))
+            spoken = model.encode_steps(*nothing, text_ids=clips.sentence_ids)[:, 0]
+            told, first_ids = torch.cat((told, spoken)), torch.cat((first_ids, described))
+            asked, answer = torch.cat((asked, spoken)), torch.cat((answer, described))
+            weight = torch.cat((weight, torch.full_like(described, first_frame, dtype=weight.dtype)))
+        terms["first_frame"] = first_frame * _cross_entropy(model.read(told), first_ids).mean()
 
     group_of_cell = draw_groups(
-        losses.schedules, model.layout.rows, model.layout.columns, len(visual_ids), generator
+        losses.schedules, model.layout.rows, model.layout.columns, len(answer), generator
     ).to(visual_ids.device)
     visible, same_group = group_masks(group_of_cell)
     logits = model.refine(asked, answer, visible, same_group)
