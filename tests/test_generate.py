@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.factories import tiny_driven_world, tiny_world
+from tests.full_disk import full_disk
 from worldgen.cli import main
 from worldgen.commands.unfinished import Unfinished
 from worldgen.data.outputs import FrameOutput
@@ -56,9 +57,9 @@ def frames_of(out: Path) -> np.ndarray:
     return pictures(out) if out.is_dir() else read_video(out)
 
 
-def nearest(frames: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> list[int]:
+def nearest(frames: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> list[int]:
     """Return for each frame which of the others is most like it."""
-    candidates = np.stack(others).astype(np.int32)
+    candidates = np.stack(list(others)).astype(np.int32)
     return [int(np.abs(candidates - frame).mean(axis=(1, 2, 3)).argmin()) for frame in frames]
 
 
@@ -207,8 +208,8 @@ def test_an_edit_stopped_before_its_second_goes_on(world: str, tmp_path: Path) -
     session = load(world).session(seed=5)
     list(session.play(["gas"] * 20))
     session.save_state(tmp_path / "session.safetensors")
-    words = ("--session", str(tmp_path / "session.safetensors"), "--from-second", "1")
-    words += ("--actions", "left*10")
+    session_file = str(tmp_path / "session.safetensors")
+    words = ("--session", session_file, "--from-second", "1", "--actions", "left*10")
     assert generate(world, tmp_path / "whole", *words) == 0
     with pytest.MonkeyPatch.context() as patch:
         press_ctrl_c(patch, 6)
@@ -415,27 +416,28 @@ def _script() -> Iterator[str]:
     return itertools.cycle(["left"] * 3 + ["gas"] * 2 + ["right"] + ["nothing"] * 5)
 
 
-_FULL = """
-import resource, sys
-from worldgen.cli import main
-# Files of this process may not grow beyond this, as on a disk that is full.
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-sys.exit(main(sys.argv[2:]))
-"""
-
-
 def test_a_full_disk_is_said_and_the_video_goes_on_when_there_is_room(
-    world: str, tmp_path: Path
+    world: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "long.mp4"
-    words = ["generate", "--world", world, "--actions", SCRIPT, "--seconds", "8", "--out", str(out)]
-    command = [sys.executable, "-c", _FULL, "400000", *words]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2, result
-    assert re.fullmatch(
-        r"worldgen: cannot write .*long\.mp4 on after \d+ frames: the disk is full.*\n",
-        result.stderr,
-    )
+    words = ("--actions", SCRIPT, "--seconds", "8", "--scale", "4")
+    with full_disk(400_000):
+        assert generate(world, out, *words) == 2
+    told = capsys.readouterr().err
+    message = r"worldgen: cannot write .*long\.mp4 on after \d+ frames: the disk is full.*\n"
+    assert re.fullmatch(message, told), told
     assert 0 < len(read_video(out)) < 8 * RATE + 1
+    # Nor does it matter what there is no room for.
+    with full_disk(600):
+        assert resume(out) == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert resume(out) == 0
     assert len(read_video(out)) == 8 * RATE + 1
+
+
+def test_no_room_for_the_state_is_one_line(
+    world: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with full_disk(600):
+        assert generate(world, tmp_path / "long", "--seconds", "8") == 2
+    assert re.fullmatch(r"worldgen: cannot write .*\n", capsys.readouterr().err)

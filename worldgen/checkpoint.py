@@ -99,10 +99,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         path: Destination, by convention `*.safetensors`.
         tensors: Named tensors of any dtype; copied to contiguous CPU memory.
         metadata: Anything JSON can hold.
+
+    Raises:
+        DataError: If the file cannot be written, as on a full disk.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {_METADATA_KEY: json.dumps(metadata)}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, header))
+    try:
+        write_atomically(path, lambda temporary: save_file(contiguous, temporary, header))
+    except SafetensorError as error:
+        raise DataError(f"cannot write {path} ({error}); is the disk full?") from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
