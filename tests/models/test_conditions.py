@@ -49,7 +49,7 @@ KINDS = {
 }
 
 
-def told_model(*, text: bool = True, **changes: int) -> NextFrameTransformer:
+def told_model(*, text: bool = True, **changes: int | tuple[int, ...]) -> NextFrameTransformer:
     """Return a model with every part, as if trained: none of them is silent."""
     torch.manual_seed(0)
     model = NextFrameTransformer(
@@ -126,6 +126,18 @@ def test_observing_step_by_step_equals_the_whole_clip(kind: str, text: str) -> N
     assert cache.num_frames == FRAMES + (text != "none")
     assert expected.shape[1] == FRAMES + (text == "given")
     torch.testing.assert_close(torch.stack(logits, dim=1), expected, atol=1e-5, rtol=0.0)
+
+
+@torch.no_grad()
+def test_observing_equals_the_whole_clip_where_far_frames_are_kept_and_fade() -> None:
+    model = told_model(far_frames=3, far_patch=(3, 2), time_decay=1)
+    (visual_ids, action_ids), conditions = clip(), everything()
+    expected, cache = model(visual_ids, action_ids, conditions, texts()), model.new_cache(BATCH)
+    model.observe_text(cache, texts())
+    for frame in range(FRAMES):
+        told = conditions.frames(step(frame))
+        logits = model.observe(cache, visual_ids[:, frame], action_ids[:, frame], told).logits
+        torch.testing.assert_close(logits, expected[:, frame + 1], atol=1e-5, rtol=0.0)
 
 
 @torch.no_grad()
