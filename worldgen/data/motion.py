@@ -13,6 +13,7 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from worldgen.checkpoint import check_new_folder, write_atomically, write_folder
+from worldgen.data.captions import load_captions
 from worldgen.data.episodes import SPLITS, Column, Dataset, EpisodeInfo
 from worldgen.data.formats.report import Problem
 from worldgen.ego_motion import MAX_SPEED, check_poses, relative_motion
@@ -134,6 +135,8 @@ def convert_to_motion(
             action_schema=chosen.to_json(),
             columns={**dataset.metadata.columns, **taken},
         ).write(new)
+        if (table := load_captions(dataset)) is not None:
+            table.write(new)
         for split in SPLITS:
             (new / split).mkdir()
         for number, info in enumerate(infos, start=1):

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from worldgen.data.episodes import SPLITS, VISUAL_IDS, Dataset, Episode
+from worldgen.data.captions import CAPTION_COLUMN, NO_CAPTION, load_captions
+from worldgen.data.episodes import SPLITS, VISUAL_IDS, Column, Dataset, Episode
 from worldgen.data.formats.base import (
     Content,
     Layout,
@@ -85,6 +86,9 @@ class NativeEpisodes(Layout):
                 reading.note(split, f"{incomplete} episodes were begun and not finished; left out")
         metadata = self._dataset.metadata
         environment = metadata.environment
+        notes = [f"environment: {environment['id'] if environment else 'none'}"]
+        if (table := load_captions(self._dataset)) is not None:
+            notes.append(f"captions: {len(table.captions):,} different ones")
         return Report(
             layout=self.name,
             path=str(self.path),
@@ -95,7 +99,7 @@ class NativeEpisodes(Layout):
             recordings=tuple(reports),
             total_recordings=len(recordings),
             problems=tuple(reading.problems),
-            notes=(f"environment: {environment['id'] if environment else 'none'}",),
+            notes=tuple(notes),
         )
 
     def content(self, options: ReadOptions) -> Content:
@@ -110,13 +114,22 @@ class NativeEpisodes(Layout):
                 f"{self.path} holds visual ids and no frames, so there is nothing to scale; train on "
                 "it as it is"
             )
+        columns = dict(metadata.columns)
+        if load_captions(self._dataset) is not None:
+            meaning = "number of the caption in captions.json, -1 for none"
+            columns[CAPTION_COLUMN] = Column(dtype="int32", meaning=meaning)
         return Content(
             schema=metadata.schema,
-            columns=metadata.columns,
+            columns=columns,
             frames_per_second=metadata.frames_per_second,
             frame_size=options.size or (metadata.frame_height, metadata.frame_width),
             environment=metadata.environment,
         )
+
+    def write_beside(self, out: Path) -> None:
+        """Write the captions, where there are any."""
+        if (table := load_captions(self._dataset)) is not None:
+            table.write(out)
 
     def read(self, recording: Recording, content: Content, reading: Reading) -> Iterator[Episode]:
         """Yield the episode with its frames scaled, in parts where it is too long for one."""
@@ -135,6 +148,8 @@ class NativeEpisodes(Layout):
             frames = timed_frames(self._dataset.video_path(recording.key), reading)
             for row, (_, frame) in enumerate(frames):
                 values = {name: column[row] for name, column in columns.items()}
+                # Episodes that were recorded after the others were captioned have no captions.
+                values.setdefault(CAPTION_COLUMN, NO_CAPTION)
                 yield Step(
                     frame=resize(frame, content.frame_size, reading),
                     action=actions[row],
