@@ -64,9 +64,12 @@ _TOLD = {
     "recall_after",
     "noise_levels",
     "sink",
+    "far_frames",
+    "far_patch",
+    "time_decay",
 }
-"""What initial weights may lack: fields of a model that say what its steps are told and see beside
-their window."""
+"""What initial weights may lack: fields of a model that say what its steps are told, and what they
+see beside their window."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -324,7 +324,8 @@ class TestLoss:
         plain = clips.clips(np.arange(4), generator())
         clips.config = replace(clips.config, sentences=12)
         batch = clips.clips(np.arange(4), generator())
-        assert batch.sentence_ids is not None and batch.described_ids is not None
+        assert batch.sentence_ids is not None
+        assert batch.described_ids is not None
         assert batch.sentence_ids.shape == (12, model.layout.tokens_per_step)
         assert batch.described_ids.shape == (12, model.layout.num_cells)
         for name in ("visual_ids", "action_ids", "text_ids"):
