@@ -15,6 +15,7 @@ from worldgen.generation import Session
 from worldgen.pipeline import World, load
 from worldgen.prompt import Prompt
 from worldgen.records import to_float
+from worldgen.tokenizers.text import TextTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +287,41 @@ def test_a_trajectory_needs_a_world_that_is_driven(world: World, tmp_path: Path)
 def test_contradictions_are_one_clear_message(parts: dict[str, object], message: str) -> None:
     with pytest.raises(WorldgenError, match=message):
         Prompt(**parts)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world that reads text."""
+    pytest.importorskip("tokenizers")
+    folder = tiny_world(tmp_path_factory.mktemp("told"), text_vocabulary_size=300, sink=1)
+    TextTokenizer.train(["water to the north", "beside a tree"], 300).save(folder / "text.json")
+    return load(folder)
+
+
+def test_text_alone_draws_the_first_frame(told: World) -> None:
+    prompt = Prompt(text="a tree to the north")
+    start = prompt.start(told)
+    assert start.visual_ids.shape == (0, 64)
+    assert start.text_ids is not None
+    assert torch.equal(start.text_ids, told.text_ids("a tree to the north"))
+    session = prompt.begin(told, seed=4)
+    assert np.array_equal(session.ids, told.session(start=start, seed=4).ids)
+    other = Prompt(text="water").begin(told, seed=4)
+    assert not np.array_equal(session.ids, other.ids)
+
+
+def test_text_stands_in_front_of_what_is_given_beside_it(told: World) -> None:
+    words = "beside a tree"
+    picture = Prompt(image=noise(64, 64), text=words).start(told)
+    assert torch.equal(picture.visual_ids, Prompt(image=noise(64, 64)).start(told).visual_ids)
+    shipped = Prompt(start_index=1, text=words).start(told)
+    assert torch.equal(shipped.visual_ids, told.starts[1].visual_ids)
+    for start in (picture, shipped):
+        assert start.text_ids is not None
+        assert torch.equal(start.text_ids, told.text_ids(words))
+    assert Prompt(start_index=1).start(told).text_ids is None
+    with pytest.raises(ConfigError, match="there is room for 66"):
+        Prompt(text="water " * 70).start(told)
 
 
 def test_text_needs_a_world_that_was_trained_with_it(world: World) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tests.factories import tiny_world
 from worldgen.generation import SamplingConfig, Session
-from worldgen.generation.batch import advance_together, batches_exactly
+from worldgen.generation.batch import advance_together, batches_exactly, draw_together
 from worldgen.generation.scheduled import ScheduleDecoder
 from worldgen.generation.turns import CacheRows, draw_grids
 from worldgen.models.next_frame import NextFrameTransformer
@@ -224,6 +224,23 @@ def test_rows_of_caches_show_each_its_own_time(world: World) -> None:
     sessions[1].step("left")
     caches = [session.turn(action(0)).cache for session in sessions]  # type: ignore[union-attr]
     assert CacheRows(caches).frame_numbers.tolist() == [3, 4]
+
+
+def test_who_does_not_mind_how_a_batch_is_rounded_gets_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = load(tiny_world(tmp_path / "other", seed=4))
+    read = NextFrameTransformer.read
+
+    def rounded(model: NextFrameTransformer, hidden: torch.Tensor) -> torch.Tensor:
+        return read(model, hidden) + (1e-6 if len(hidden) > 1 else 0.0)
+
+    monkeypatch.setattr(NextFrameTransformer, "read", rounded)
+    turns = [world.session(seed=seed).turn(action(seed)) for seed in range(3)]
+    sizes = rows_of_each_call(monkeypatch)
+    drawn = draw_together([turn for turn in turns if turn is not None], exactly=False)
+    assert sizes == [3]
+    assert [each.rows for each in drawn] == [3, 3, 3]
 
 
 def rows_of_each_call(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -45,15 +45,19 @@ def advance_together(
     decode_together([session.grid_to_show for session in sessions])
 
 
-def draw_together(turns: Sequence[Turn], *, largest_batch: int = LARGEST_BATCH) -> list[Drawn]:
-    """Draw the grids of turns, those of one company in batches where that changes no bit.
+def draw_together(
+    turns: Sequence[Turn], *, largest_batch: int = LARGEST_BATCH, exactly: bool = True
+) -> list[Drawn]:
+    """Draw the grids of turns, those of one company in batches.
 
     If one fails, all caches are left as they were.
 
     Args:
         turns: Of a cache each.
         largest_batch: Rows of a batch.
+        exactly: Draw one by one what a batch would round otherwise.
     """
+    draw = _draw if exactly else draw_grids
     companies: dict[Hashable, list[int]] = {}
     for number, turn in enumerate(turns):
         company = turn.company
@@ -63,7 +67,7 @@ def draw_together(turns: Sequence[Turn], *, largest_batch: int = LARGEST_BATCH) 
         for members in companies.values():
             for first in range(0, len(members), largest_batch):
                 batch = members[first : first + largest_batch]
-                drawn.update(zip(batch, _draw([turns[number] for number in batch]), strict=True))
+                drawn.update(zip(batch, draw([turns[number] for number in batch]), strict=True))
     except BaseException:
         _rewind([turns[number] for number in drawn])
         raise

@@ -83,8 +83,9 @@ def plan_then_fill(
     Then the gaps of the segment are filled, all at once, in steps that are told their own action,
     the key frame ahead and how far it is. A gap sees the key frames before it and what was drawn of
     itself, as in training: so it does not depend on the other gaps, nor on how many there are in a
-    segment. What is drawn is a function of the session and the actions alone, on a CPU at least: a
-    batch is used there where it changes no bit, see `worldgen.generation.batch`.
+    segment. On a CPU what is drawn is a function of the session, the stride and the actions alone,
+    since a batch is used where it changes no bit, see `worldgen.generation.batch`. Elsewhere gaps
+    are always filled in a batch, and how it is rounded can depend on how many they are.
 
     A segment of `n` gaps takes `n + stride - 1` frames' worth of calls one after the other instead
     of `n * stride`. Memory is that of a segment.
@@ -277,8 +278,12 @@ class _Plan:
     def _fill_together(self, gaps: Sequence["_Gap"]) -> int:
         """Fill gaps on one device; return the calls made there."""
         calls = 0.0
+        # Elsewhere hardly a batch is rounded as its rows are, and one by one nothing is saved.
+        exactly = gaps[0].model.device.type == "cpu"
         for frame in range(self.stride - 1):
-            drawn = draw_together([self._step(gap, frame) for gap in gaps], largest_batch=len(gaps))
+            drawn = draw_together(
+                [self._step(gap, frame) for gap in gaps], largest_batch=len(gaps), exactly=exactly
+            )
             for gap, each in zip(gaps, drawn, strict=True):
                 gap.ids.append(each.ids)
             # A row tells the calls of its whole batch.
