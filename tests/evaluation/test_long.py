@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.evaluation import toy_car
+from tests.evaluation import toy_car, toy_tiles
 from tests.factories import car_schema, tiny_world
 from worldgen.cli import main
+from worldgen.errors import ConfigError, DataError
+from worldgen.evaluation import long
 from worldgen.evaluation.frechet import RandomFeatures
 from worldgen.evaluation.judges.inverse_dynamics import (
     INVERSE_DYNAMICS_FILE,
@@ -17,7 +20,16 @@ from worldgen.evaluation.judges.inverse_dynamics import (
     InverseDynamicsModel,
     save_inverse_dynamics,
 )
-from worldgen.evaluation.long import LongProtocol, compare, evaluate_long, measure
+from worldgen.evaluation.long import (
+    LongProtocol,
+    WindowMoments,
+    at_seconds,
+    compare,
+    evaluate_long,
+    measure,
+)
+from worldgen.evaluation.pages.long_page import read_earlier, write_page
+from worldgen.evaluation.pages.report import without_pictures
 from worldgen.pipeline import World, load
 
 
@@ -64,6 +76,95 @@ def test_each_figure_tells_its_own_fault() -> None:
         assert low < figures[name] < high, name
         if name in ("sharpness", "colour_shift"):
             assert figures["frechet"] > 2 * same["frechet"]
+
+
+def test_windows_that_are_joined_are_one_window() -> None:
+    network = RandomFeatures()
+    clips = noise(60, 0).reshape(2, 30, 16, 16, 3)
+    joined, one_by_one = WindowMoments(), [measure(clip, network) for clip in clips]
+    for window in one_by_one:
+        joined.merge(window)
+    assert joined.frames == 58
+    other = measure(noise(40, 1), network)
+    expected, found = (compare(window, other) for window in (measure(clips, network), joined))
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-9), name
+
+
+def test_what_is_lost_is_told_at_6_60_and_600_seconds() -> None:
+    windows = [
+        {"frechet_over_first": 1.0 + number, "actions_f1": 0.9 - 0.01 * number}
+        for number in range(120)
+    ]
+    at = at_seconds(windows)
+    assert list(at) == ["6", "60", "600"]
+    # From 5 s to 10 s, from 55 s to 60 s, from 595 s to 600 s.
+    assert [each["frechet_over_first"] for each in at.values()] == [2.0, 12.0, 120.0]
+    lost = [each["actions_f1_lost"] for each in at.values()]
+    assert lost == pytest.approx([0.0, 0.1, 1.18])
+    assert at["60"]["moves_followed_lost"] is None
+    assert list(at_seconds(windows[:11])) == ["6"]
+    assert at_seconds(windows[:1]) == {}
+
+
+def test_moves_on_tiles_are_followed_in_real_frames(tmp_path: Path) -> None:
+    world = load(toy_tiles.world(tmp_path / "tiles"))
+    recording = toy_tiles.record(tmp_path / "recording", episodes=2, length=100)
+    result = evaluate_long(
+        world, LongProtocol(seconds=5, rollouts=1, clips=4), data=recording, progress=False
+    )
+    assert result["real_frames"]["moves_followed"] == 1.0
+    # Random weights show no player and no map.
+    assert (result["windows"][0]["moves_followed"] or 0.0) < 0.9
+
+
+def test_a_plan_takes_fewer_calls_and_stands_beside_another_run(
+    tmp_path: Path, recording: Path
+) -> None:
+    planner = load(tiny_world(tmp_path / "planner", longest_jump=4, farthest_goal=4))
+    plain, planned = (
+        evaluate_long(
+            planner,
+            LongProtocol(seconds=5, rollouts=2, clips=6, plan=plan),
+            data=recording,
+            progress=False,
+        )
+        for plan in (None, 4)
+    )
+    assert plain["windows"][0]["calls_a_frame"] == 1.0
+    # Eight gaps of a segment: eight jumps and three steps for 32 frames; the last has four gaps.
+    assert planned["windows"][0]["calls_a_frame"] == (11 + 11 + 7) / 80
+    earlier, page = tmp_path / "earlier.json", tmp_path / "page.html"
+    earlier.write_text(json.dumps(without_pictures(plain)))
+    write_page(planned, page, read_earlier([earlier]))
+    assert "tiny, whole_frame, every 4th frame planned" in page.read_text()
+    assert page.read_text().count(">tiny, whole_frame<") > 2
+    with pytest.raises(DataError, match="evaluate long"):
+        read_earlier([tmp_path / "none.json"])
+    earlier.write_text('{"windows": []}')
+    with pytest.raises(DataError, match="evaluate long"):
+        read_earlier([earlier])
+    with pytest.raises(ConfigError, match="plan"):
+        LongProtocol(plan=4, actions="policy")
+
+
+def test_an_interrupt_leaves_the_windows_that_are_complete(
+    world: World, recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def stopped(*arguments: Any) -> dict[str, Any]:
+        measured.append(1)
+        if len(measured) > 1:
+            raise KeyboardInterrupt
+        return compare(*arguments)
+
+    monkeypatch.setattr(long, "compare", stopped)
+    protocol = LongProtocol(seconds=10, rollouts=1, clips=6)
+    figures = evaluate_long(world, protocol, data=recording, progress=False)
+    assert figures["interrupted"]
+    assert len(figures["windows"]) == 1
+    assert figures["protocol"]["seconds"] == 5.0
 
 
 def test_windows_follow_each_other_and_come_out_the_same_again(

@@ -123,9 +123,10 @@ def evaluate_revisits(
     leave out tiles with a creature in either frame.
 
     Every world, and the simulator, goes its own way: what one invents ahead may block what another
-    leaves free. Walks that were blocked on the way out do not count. Those that were blocked on the
-    way back count in `after_the_walk_of_all`, and not in the other figures, whose frames show one
-    place for sure.
+    leaves free. Walks that were blocked on the way out do not count. Figures are given of all that
+    `went_out`, and of those that `came_back` without a blocked step: only these show the same place
+    for sure, but a world that forgets the way is often blocked by what it invents instead, and the
+    luckier walks would flatter it.
 
     An interrupt (Ctrl-C) ends the measurement with the walks that are complete.
 
@@ -207,7 +208,9 @@ def evaluate_revisits(
             "source": "recording" if data is not None else "rendered by the real environment",
         },
         "simulator": figures.pop("simulator", None),
-        "another_place": _another_place(walked[world.name]),
+        "another_place": _another_place(
+            probe.read(clips.frames[:count, clips.context - 1])[:, : rules.map_rows], cell
+        ),
         "worlds": {name: {"hash": worlds[name].hash, **each} for name, each in figures.items()},
         "hardware": hardware(),
         "versions": versions(),
@@ -405,23 +408,24 @@ def _same(
 
 
 def _figures(walks: Walks, rules: TileRules) -> dict[str, Any]:
-    out, back = np.flatnonzero(walks.went_out), np.flatnonzero(walks.came_back)
-    pairs = compare_visits(walks.pick(back), rules) if len(back) else None
+    counted = {"went_out": walks.went_out, "came_back": walks.came_back}
+    pairs = {
+        name: compare_visits(walks.pick(np.flatnonzero(rows)), rules) if rows.any() else None
+        for name, rows in counted.items()
+    }
     return {
-        "went_out": fraction(walks.went_out),
-        "came_back": len(back) / len(out) if len(out) else None,
-        "walks": len(back),
-        "after_the_walk": pairs[-1] if pairs else None,
-        "after_the_walk_of_all": compare_visits(walks.pick(out), rules)[-1] if len(out) else None,
+        "walks": {name: int(rows.sum()) for name, rows in counted.items()},
+        "after_the_walk": {name: each[-1] if each else None for name, each in pairs.items()},
         "by_frames_between": pairs,
     }
 
 
-def _another_place(walks: Walks) -> float | None:
-    """Return the share of tiles that agree between the beginnings of different walks."""
-    first = walks.tiles[:, 0]
+def _another_place(
+    first: Int[np.ndarray, "place row column"], cell: tuple[int, int]
+) -> float | None:
+    """Return the share of tiles that agree between real frames of different contexts."""
     counted = np.ones(first.shape[1:], bool)
-    counted[walks.cell] = False
+    counted[cell] = False
     hits = [(first == np.roll(first, by, axis=0))[:, counted] for by in range(1, len(first))]
     return fraction(np.concatenate(hits)) if hits else None
 

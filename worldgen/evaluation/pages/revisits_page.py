@@ -16,7 +16,8 @@ _SHARES = {
     "ground": "ground",
     "ground_that_left": "ground that left",
 }
-_HEAD = ["same after the walk", "went out", "came back", *_SHARES.values(), "all walks: all tiles"]
+_KINDS = {"went_out": "all walks", "came_back": "those that came back"}
+_HEAD = ["the same after the walk", "", "walks", *_SHARES.values()]
 
 
 def write_page(result: Mapping[str, Any], path: Path) -> None:
@@ -38,9 +39,9 @@ def write_page(result: Mapping[str, Any], path: Path) -> None:
         "<section><h2>The same place again</h2>"
         f"<div class=charts>{''.join(_charts(result))}</div>{table(_HEAD, _rows(result))}"
         "<p>Tiles that left were out of the picture in between: they are remembered, or invented "
-        "anew. Ground leaves out tiles with a creature, which may move. Shares are of walks that "
-        "came back without a blocked step; the last column is of all that went out. Two different "
-        f"places share {percent(result['another_place'])} of their tiles.</p></section>",
+        "anew. Ground leaves out tiles with a creature, which may move. Curves are of all walks; a "
+        "walk came back if no step was blocked. Two different places share "
+        f"{percent(result['another_place'])} of their tiles.</p></section>",
         f"<section><h2>Walks</h2><p>The way out from left to right, and below it the way back in "
         "the same order: the last frame of the walk is below the first.</p>"
         f"{pictures(result['film_strips'])}</section>",
@@ -66,13 +67,13 @@ def _charts(result: Mapping[str, Any]) -> list[str]:
     for share in ("all_tiles", "tiles_that_left"):
         lines = {}
         for name, figures in _sources(result).items():
-            pairs = figures["by_frames_between"] or []
+            pairs = figures["by_frames_between"]["went_out"] or []
             values = [pair[share] for pair in pairs]
-            # Near the turn nothing has left the picture yet.
+            # Near the turn it may be that nothing has left the picture yet.
             if values and None not in values:
                 lines[name] = values
         if lines:
-            label = f"share of {_SHARES[share]} the same"
+            label = f"{_SHARES[share]}, share that is the same"
             charts.append(
                 line_chart(lines, title=label, x_label="steps from the turn", y_label=label)
             )
@@ -83,22 +84,22 @@ def _rows(result: Mapping[str, Any]) -> list[list[str]]:
     return [
         [
             name,
-            percent(figures["went_out"]),
-            percent(figures["came_back"]),
-            *(percent((figures["after_the_walk"] or {}).get(share)) for share in _SHARES),
-            percent((figures["after_the_walk_of_all"] or {}).get("all_tiles")),
+            label,
+            str(figures["walks"][kind]),
+            *(percent((figures["after_the_walk"][kind] or {}).get(share)) for share in _SHARES),
         ]
         for name, figures in _sources(result).items()
+        for kind, label in _KINDS.items()
     ]
 
 
 def format_revisits(result: Mapping[str, Any]) -> list[str]:
     """Return the figures as lines for a terminal."""
     lines = []
-    for name, figures in _sources(result).items():
-        shares = figures["after_the_walk"]
-        parts = [f"{label} {percent((shares or {}).get(key))}" for key, label in _SHARES.items()]
-        ways = f"went out {percent(figures['went_out'])}, came back {percent(figures['came_back'])}"
-        lines.append(f"{name}: {ways}; the same: {', '.join(parts)}")
+    for name, kind, walks, *shares in _rows(result):
+        told = ", ".join(
+            f"{label} {share}" for label, share in zip(_SHARES.values(), shares, strict=True)
+        )
+        lines.append(f"{name}, {kind} ({walks}): {told}")
     lines.append(f"two different places: all tiles {percent(result['another_place'])}")
     return lines
