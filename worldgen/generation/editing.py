@@ -270,7 +270,8 @@ def _check(parts: SessionParts) -> tuple[int, int]:
     if not farthest_goal:
         raise ConfigError(
             f"world {parts.world!r} was not trained to reach goals; train one of the next-frame "
-            "family with tasks=story and model.farthest_goal"
+            "family with model.farthest_goal and a share of clips for tasks.goal, as "
+            "experiment=crafter_story is"
         )
     if parts.model.layout.frames_per_step > 1:
         raise ConfigError(

@@ -371,8 +371,8 @@ def _check(model: WorldModel, stride: int, segment: int, world: str) -> None:
     if longest_jump < 2 or farthest_goal < 1:
         raise ConfigError(
             f"{world} was not trained to plan and fill; train one of the next-frame family with "
-            "tasks=story and model.longest_jump and model.farthest_goal of 4, or generate frame by "
-            "frame"
+            "model.longest_jump=4, model.farthest_goal=4 and shares of clips for tasks.plan and "
+            "tasks.fill, as experiment=crafter_story is, or generate frame by frame"
         )
     if model.layout.frames_per_step > 1:
         raise ConfigError(
