@@ -54,9 +54,9 @@ def car_schema() -> ActionSchema:
     )
 
 
-def tiny_model_config(**changes: int | tuple[int, ...]) -> NextFrameConfig:
+def tiny_model_config(**changes: int | str | tuple[int, ...]) -> NextFrameConfig:
     """Return a model for the tiny tokenizer below, a few thousand weights."""
-    sizes: dict[str, int | tuple[int, ...]] = {
+    sizes: dict[str, int | str | tuple[int, ...]] = {
         "rows": 8,
         "columns": 8,
         "codebook_size": 64,
@@ -116,7 +116,7 @@ def tiny_world(
     environment: EnvironmentCard | None = None,
     seed: int = 0,
     frames_per_step: int | None = None,
-    **changes: int | tuple[int, ...],
+    **changes: int | str | tuple[int, ...],
 ) -> Path:
     """Write a world with random weights and two starts; return its folder.
 
