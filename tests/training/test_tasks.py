@@ -471,11 +471,14 @@ def test_new_parts_may_be_missing_from_initial_weights_and_nothing_else(
     first = train(recording, tokenizer_file, tmp_path / "plain", "training.length.steps=1")
     again = [f"initial_weights={first.path / 'model.safetensors'}", "training.length.steps=1"]
     still = "training.optimiser.learning_rate=1e-12"
-    second = train(recording, tokenizer_file, tmp_path / "story", *STORY, *again, still)
+    twice = f"data.more_folders=[{recording}]"
+    second = train(recording, tokenizer_file, tmp_path / "story", *STORY, *again, still, twice)
     before, after = (load_world_model(run.path / "model.safetensors")[0] for run in (first, second))
     for name, tensor in before.state_dict().items():
         torch.testing.assert_close(after.state_dict()[name], tensor)
-    commands = load(second.path).card.training["commands"]
+    card = load(second.path).card
+    assert card.data["frames"]["train"] == 80
+    commands = card.training["commands"]
     assert any(command.startswith("python -m envs.caption") for command in commands)
     assert f"initial_weights={first.path / 'model.safetensors'}" in commands[-1]
     with pytest.raises(CheckpointError, match="width 32 instead of 64"):
