@@ -17,7 +17,7 @@ from worldgen.data.episodes import (
     EpisodeInfo,
     EpisodeWriter,
 )
-from worldgen.data.media import MediaFolder, fit
+from worldgen.data.media import MediaFolder, fit, pad
 from worldgen.data.video import iterate_video, num_declared_frames, write_video
 from worldgen.errors import DataError
 
@@ -236,3 +236,14 @@ def test_frames_of_videos_are_fitted_like_images(tmp_path: Path) -> None:
     folder = MediaFolder(tmp_path)
     (clip,) = folder.read_clips(folder.videos[0], 3, (8, 8))
     assert np.array_equal(clip, np.stack([fit(frame, (8, 8)) for frame in frames]))
+
+
+def test_padding_shows_the_whole_picture_between_bars() -> None:
+    picture = np.full((30, 60, 3), 200, np.uint8)
+    padded = pad(picture, (64, 64))
+    assert padded.shape == (64, 64, 3)
+    assert (padded[16:48] == 200).all()
+    assert not padded[:16].any()
+    assert not padded[48:].any()
+    assert np.array_equal(pad(picture, (30, 60)), picture)
+    assert pad(picture[:1], (8, 8)).any()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from worldgen.data.video import (
+    at_rate,
     iterate_timed_video,
     num_declared_frames,
     read_video,
@@ -101,3 +102,19 @@ def test_frames_come_with_their_times_from_the_key_frame_before_a_start(tmp_path
     assert np.array_equal(np.stack([frame for _, frame in timed]), frames[first:])
     whole = [time for time, _ in iterate_timed_video(tmp_path / "noise.mp4")]
     assert np.allclose(whole, np.arange(70) / 20)
+
+
+def test_another_rate_takes_the_frames_that_are_nearest_in_time() -> None:
+    frames = _noise(4)
+    uneven = zip((5.0, 5.1, 5.35, 5.4), frames, strict=True)
+    numbers, chosen = zip(*at_rate(uneven, 10.0), strict=True)
+    # 0.2 s is nearer to 0.1 s than to 0.35 s.
+    assert numbers == (0, 1, 1, 2, 3)
+    assert all(
+        np.array_equal(frame, frames[number]) for number, frame in zip(numbers, chosen, strict=True)
+    )
+    even = [(number / 30, frame) for number, frame in enumerate(frames)]
+    assert [number for number, _ in at_rate(even, 30.0)] == [0, 1, 2, 3]
+    assert [number for number, _ in at_rate(even, 60.0)] == [0, 0, 1, 1, 2, 2, 3]
+    assert [number for number, _ in at_rate(even[:1], 7.0)] == [0]
+    assert list(at_rate([], 7.0)) == []
