@@ -118,6 +118,16 @@ def test_a_session_goes_on_as_it_would_have(world: str, tmp_path: Path) -> None:
     assert np.array_equal(pictures(tmp_path / "out"), frames[3:])
 
 
+@pytest.mark.parametrize("name", ["session.json", "session.safetensors"])
+def test_a_session_that_was_written_goes_on(world: str, tmp_path: Path, name: str) -> None:
+    script, log = ("--actions", "gas*8"), tmp_path / name
+    assert generate(world, tmp_path / "first", *script, "--log", str(log)) == 0
+    assert generate(world, tmp_path / "second", *script, "--session", str(log)) == 0
+    assert generate(world, tmp_path / "whole", "--actions", "gas*16") == 0
+    parts = [*pictures(tmp_path / "first"), *pictures(tmp_path / "second")[1:]]
+    assert np.array_equal(pictures(tmp_path / "whole"), parts)
+
+
 def test_an_edit_keeps_every_frame_before_it(world: str, tmp_path: Path) -> None:
     session = load(world).session(seed=5)
     before = [session.frame, *session.play(["gas"] * 20)]

@@ -137,7 +137,7 @@ def _add_rollout(commands: Any) -> None:
     )
     _add_sampling(rollout)
     _add_video(rollout)
-    rollout.add_argument("--log", type=Path, metavar="FILE.json", help="log to write, for replay")
+    _add_log(rollout)
     rollout.add_argument(
         "--motion", type=Path, metavar="FILE.csv", help="ego motion that was driven, to write"
     )
@@ -221,7 +221,7 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument(
         "--scale", type=_whole_number(1), help="video pixels per pixel (default: 4)"
     )
-    generate.add_argument("--log", type=Path, metavar="FILE.json", help="log to write, for replay")
+    _add_log(generate)
 
 
 def _add_replay(commands: Any) -> None:
@@ -787,6 +787,16 @@ def _add_video(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--scale", type=_whole_number(1), default=4, help="video pixels per pixel (default: 4)"
+    )
+
+
+def _add_log(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log",
+        type=Path,
+        metavar="FILE",
+        help="to write: *.json, a log for replay, or *.safetensors, all frames as tokens, for "
+        "--session",
     )
 
 

@@ -107,6 +107,7 @@ class Records:
     world: World
     session: Session
     log: Path | None
+    """JSON to be replayed; as safetensors all ids, from which a session goes on at once."""
     motion: Path | None = None
 
     def __post_init__(self) -> None:
@@ -126,7 +127,7 @@ class Records:
     def write(self) -> None:
         """Write the log and the motion of all frames so far."""
         if self.log is not None:
-            self.session.save(self.log)
+            (self.session.save_state if _is_state(self.log) else self.session.save)(self.log)
         if self.motion is not None:
             write_motion(self.motion, self.session.actions, self.world.frames_per_second)
 
@@ -182,6 +183,10 @@ def run(
         return 0
     note(f"stopped after {made - 1} of {source.total} steps; all of these are written")
     return INTERRUPTED
+
+
+def _is_state(path: Path) -> bool:
+    return path.suffix.lower() == ".safetensors"
 
 
 def draw(
