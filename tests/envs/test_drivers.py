@@ -1,12 +1,13 @@
 """Drivers: balanced actions, sensible play, and the same choices for the same seed."""
 
+from itertools import groupby
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 
-from envs.crafter import ACTIONS
+from envs.crafter import ACTIONS, PLAYER_COLUMN, PLAYER_ROW
 from envs.drivers import make_driver
 from envs.record import play_episode
 from worldgen.data.episodes import Episode, EpisodeInfo
@@ -63,6 +64,44 @@ def test_the_explorer_walks_far_digs_and_rests() -> None:
     assert (taken[1:5] > 20).all()
 
 
+def test_the_returning_player_goes_back_the_way_it_came() -> None:
+    columns = _play(_make("crafter"), "returning", 0, 400).columns
+    places = list(zip(columns["x"].tolist(), columns["y"].tolist(), strict=True))
+    way = [place for place, _ in groupby(places)]
+    turns = []
+    for turn in range(1, len(way) - 1):
+        reach = 0
+        while (
+            way[turn - reach - 1 : turn - reach] == way[turn + reach + 1 : turn + reach + 2] != []
+        ):
+            reach += 1
+        turns.append(reach)
+    assert sum(reach >= 6 for reach in turns) >= 5
+    assert max(turns) <= 20
+    # Most places of the map are not new: each walk sees everything twice.
+    assert len(set(places)) < 0.6 * len(way)
+
+
+def test_the_returning_player_sees_the_same_again() -> None:
+    columns = _play(_make("crafter"), "returning", 0, 400).columns
+    ground = columns["tiles"].copy()
+    ground[:, PLAYER_ROW, PLAYER_COLUMN] = 0
+    seen: dict[tuple[int, int], int] = {}
+    same = []
+    for frame, place in enumerate(zip(columns["x"].tolist(), columns["y"].tolist(), strict=True)):
+        if frame - seen.get(place, frame) >= 12:
+            same.append((ground[frame] == ground[seen[place]]).mean())
+        seen.setdefault(place, frame)
+    assert len(same) > 100
+    assert np.mean(same) > 0.9
+
+
+def test_the_same_seed_makes_the_same_walk() -> None:
+    first, second = (_play(_make("crafter"), "returning", 4, 150) for _ in range(2))
+    assert np.array_equal(first.actions, second.actions)
+    assert np.array_equal(first.frames, second.frames)
+
+
 def test_the_same_seed_makes_the_same_episode() -> None:
     first, second = (_play(_make("car"), "car", 11, 60) for _ in range(2))
     assert np.array_equal(first.actions, second.actions)
@@ -82,5 +121,7 @@ def test_a_driver_of_another_environment_is_refused() -> None:
         make_driver("car", _make("car", actions="discrete"), generator)
     with pytest.raises(ConfigError, match="driver 'explorer' plays crafter"):
         make_driver("explorer", _make("car"), generator)
+    with pytest.raises(ConfigError, match="driver 'returning' plays crafter"):
+        make_driver("returning", _make("car"), generator)
     with pytest.raises(ConfigError, match="no driver 'bus'; there are car, explorer, random"):
         make_driver("bus", _make("car"), generator)
