@@ -274,9 +274,10 @@ class InterleavedTransformer(nn.Module):
             num_own: Tokens of the frame itself, which stand behind those.
 
         Returns:
-            None if the model's scores do not fall with time.
+            None if scores do not fall with time, or the layer sees nothing that has aged.
         """
-        if not self.time_decay:
+        ageless = self.windows[layer] == 1 and str(layer) not in self.far_pools
+        if not self.time_decay or ageless:
             return None
         return -self.time_decay * functional.pad(cache.ages_before(layer), (0, num_own))
 

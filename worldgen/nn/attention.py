@@ -189,7 +189,7 @@ def frame_causal_attention(
             all_far = near.new_ones(tokens, len(seen.far) * far_tokens)
             near = torch.cat((near[:, :behind], all_far, near[:, behind:]), dim=1)
         bias = None
-        if time_decay:
+        if time_decay and (window > 1 or far_frames):
             bias = -time_decay * seen.ages(sink, tokens, far_tokens).to(query.device)
         mixed.append(attend(query[:, :, here], keys, values, near, backend, bias))
     return torch.cat(mixed, dim=2)
