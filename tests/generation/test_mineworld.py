@@ -557,3 +557,11 @@ def test_worlds_of_another_kind_are_refused() -> None:
     )
     with pytest.raises(ConfigError, match="world 'other' has a NextFrameTransformer; use Session"):
         MineWorldSession(other, start_of(model, 2), seed=0, sampling=GREEDY)
+
+
+def test_a_model_that_sees_frames_differently_by_age_is_refused() -> None:
+    model = tiny_model()
+    parts, start = plain_parts(model), start_of(model, 2)
+    model.time_decay = 0.1
+    with pytest.raises(ConfigError, match=r"far_frames 0 and time_decay 0\.1; use Session"):
+        MineWorldSession(parts, start, seed=0, sampling=SamplingConfig())
