@@ -373,6 +373,8 @@ def _strip(shown: Sequence[UInt8[np.ndarray, "row height width 3"]]) -> Strip:
             for row in range(len(shown[0]))
         },
         labels=[f"{(number + 1) * WINDOW_SECONDS:.0f} s" for number in chosen],
+        # All of it in sight, where frames are not larger than those of the shipped worlds.
+        scale=max(1, 64 // shown[0].shape[1]),
     )
     return Strip(title="the last frame of windows", picture=picture)
 
