@@ -1,6 +1,7 @@
 """A world of ego motion is measured by where its frames seem to go, and where it goes itself."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -114,16 +115,15 @@ def test_a_probe_of_turn_and_speed_is_a_judge_as_well(
         frame_height=64, frame_width=64, quantities=("yaw_change", "speed"), width=2
     )
     torch.manual_seed(0)
-    save_probes(tmp_path / "road.safetensors", {"road": MotionProbe(config)}, {"road": {}})
-    result = evaluate_drive(
-        world,
-        data=recording,
-        seconds=1,
-        clips=2,
-        judge=tmp_path / "road.safetensors",
-        progress=False,
-    )
+    own = tmp_path / "own"
+    shutil.copytree(world.folder, own)
+    save_probes(own / "probe.safetensors", {"road": MotionProbe(config)}, {"road": {}})
+    # A world that brings such probes needs no other judge.
+    result = evaluate_drive(load(own), data=recording, seconds=1, clips=2, progress=False)
     assert result["followed"]["real_frames"]["clips"] == 2
+    followed, ahead = result["summary"]
+    assert followed["value"] == result["followed"]["generated"]["deviation_mean"]
+    assert ahead["value"] == result["one_second_ahead"]["model"]["deviation_mean"]
     config = MotionProbeConfig(frame_height=64, frame_width=64, quantities=("speed",), width=2)
     save_probes(tmp_path / "speed.safetensors", {"speed": MotionProbe(config)}, {"speed": {}})
     with pytest.raises(CheckpointError, match="reads yaw_change and speed"):

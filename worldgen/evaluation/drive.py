@@ -21,7 +21,8 @@ from worldgen.evaluation.judges.inverse_dynamics import (
 )
 from worldgen.evaluation.judges.probes import MotionProbe, load_probes
 from worldgen.evaluation.machine import hardware, versions
-from worldgen.evaluation.material import CONTEXT, roller_of
+from worldgen.evaluation.material import CONTEXT, PROBES_FILE, roller_of
+from worldgen.evaluation.summary import figure_row
 from worldgen.generation import SamplingConfig, Start
 from worldgen.models import Policy
 from worldgen.pipeline import World
@@ -54,7 +55,7 @@ def evaluate_drive(
         seconds: Length of the drives.
         clips: How many test clips.
         judge: File of an inverse dynamics model of ego motion, or of probes of which one reads turn
-            and speed; without it the inverse dynamics model in the world's folder.
+            and speed; without it the one in the world's folder, the inverse dynamics model first.
         progress: Show a bar on the terminal.
 
     Raises:
@@ -98,6 +99,7 @@ def evaluate_drive(
     return {
         "world": world.name,
         "world_hash": world.hash,
+        "summary": _summary(followed, predicted, steps / world.frames_per_second),
         "protocol": {
             "clips": len(chosen),
             "seconds": steps / world.frames_per_second,
@@ -119,8 +121,9 @@ _Read = Callable[
 
 def _load_judge(world: World, path: Path | None) -> _Read:
     """Return what reads the motion between frames, of the last steps if not of all."""
-    file = path or world.folder / INVERSE_DYNAMICS_FILE
-    if path is None and not file.exists():
+    own = (world.folder / name for name in (INVERSE_DYNAMICS_FILE, PROBES_FILE))
+    file = path or next((each for each in own if each.exists()), None)
+    if file is None:
         raise CheckpointError(
             f"world {world.name!r} has no {INVERSE_DYNAMICS_FILE} to read motion from frames with; "
             "train one with `python -m train.inverse_dynamics` on a recording of ego motion and "
@@ -144,6 +147,36 @@ def _followed(
 ) -> dict[str, Any]:
     given = clips.actions[:, clips.context - 1 :]
     return compare_drives(given, read(frames)[:, -given.shape[1] :])
+
+
+def _summary(
+    followed: dict[str, Any], predicted: dict[str, Any] | None, seconds: float
+) -> list[dict[str, Any]]:
+    """Return the headline figures of a drive."""
+    rows = [
+        figure_row(
+            f"given motion followed for {seconds:.0f} s, off by",
+            followed["generated"]["deviation_mean"],
+            "share",
+            at_most=0.05,
+            references={
+                name.replace("_", " "): followed[name]["deviation_mean"]
+                for name in ("real_frames", "tokenizer_reconstruction")
+            },
+        )
+    ]
+    if predicted is not None:
+        kept = predicted["last_motion_kept"]["deviation_mean"]
+        rows.append(
+            figure_row(
+                f"{predicted['seconds']:.0f} s ahead, driven by the model itself, off by",
+                predicted["model"]["deviation_mean"],
+                "share",
+                at_most=0.1,
+                references={"last motion kept": kept},
+            )
+        )
+    return rows
 
 
 def _predict(world: World, clips: Clips, ids: np.ndarray, steps: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from worldgen.evaluation.measures import at_keys
 
-__all__ = ["summarise", "trusted_judge"]
+__all__ = ["figure_row", "summarise", "trusted_judge"]
 
 JUDGE_CORRELATION = 0.95
 """A quantity is claimed only where its judge reaches this on held-out real frames."""
@@ -27,7 +27,7 @@ def summarise(result: dict[str, Any]) -> list[dict[str, Any]]:
     rows += _inverse_dynamics_rows(result["inverse_dynamics"])
     replay, cost = result["replay"], result["cost"]
     rows.append(
-        _row(
+        figure_row(
             f"replay identical over {replay['frames']} frames, forks, rewinds, a new process",
             1.0 if replay["identical"] else 0.0,
             "share",
@@ -35,7 +35,7 @@ def summarise(result: dict[str, Any]) -> list[dict[str, Any]]:
         )
     )
     name = f"cost of frame {cost['late_frame']} over frame {cost['early_frame']}"
-    rows.append(_row(name, cost["ratio"], "times", at_most=1.05))
+    rows.append(figure_row(name, cost["ratio"], "times", at_most=1.05))
     return rows
 
 
@@ -55,7 +55,7 @@ def trusted_judge(judges: dict[str, Any], quantity: str) -> tuple[str | None, fl
     return None, None
 
 
-def _row(
+def figure_row(
     name: str,
     value: float | None,
     unit: str,
@@ -66,6 +66,18 @@ def _row(
     note: str = "",
     claim: bool = True,
 ) -> dict[str, Any]:
+    """Return a headline figure with its bounds, references, and whether it is met.
+
+    Args:
+        name: What was measured.
+        value: None where nothing was.
+        unit: As `worldgen.evaluation.pages.page.format_figure` knows them.
+        at_least: Lower bound, if there is one.
+        at_most: Upper bound.
+        references: What it stands beside, by name.
+        note: For the reader.
+        claim: Whether the judge can be trusted; without that nothing is met or missed.
+    """
     met: bool | None = None
     if value is not None and claim and (at_least is not None or at_most is not None):
         met = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
@@ -87,9 +99,9 @@ def _tokenizer_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     target = next((psnr for kind, psnr in wanted.items() if kind in result), None)
     dead = tokenizer["codebook_size"] - tokenizer["codes_used"]
     return [
-        _row("tokenizer, PSNR on test frames", tokenizer["psnr"], "dB", at_least=target),
-        _row("tokenizer, SSIM on test frames", tokenizer["ssim"], ""),
-        _row(
+        figure_row("tokenizer, PSNR on test frames", tokenizer["psnr"], "dB", at_least=target),
+        figure_row("tokenizer, SSIM on test frames", tokenizer["ssim"], ""),
+        figure_row(
             "tokenizer, perplexity of the codes",
             tokenizer["perplexity"],
             "codes",
@@ -111,7 +123,7 @@ def _rollout_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     for place, step in enumerate(steps):
         changed = rollout["changed_frames"][place]
         rows.append(
-            _row(
+            figure_row(
                 f"rollout, PSNR over repeating the last frame, step {step}",
                 rollout["gain_db_on_changed_frames"][place],
                 "dB",
@@ -143,7 +155,7 @@ def _motion_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         windows = motion["tracking"][shown].get(quantity, {})
         for (window, figures), target in zip(windows.items(), targets, strict=False):
             rows.append(
-                _row(
+                figure_row(
                     f"{label}, generated against true, steps {window}",
                     figures["generated"]["correlation"],
                     "correlation",
@@ -174,7 +186,7 @@ def _held_rows(judges: dict[str, Any], held: dict[str, Any]) -> list[dict[str, A
         note = f"{figures['states']} of {held[shown]['states']} states, those where the simulator "
         note += "reacts; " if held[shown]["simulator"] else "reacts is unknown: all counted; "
         rows.append(
-            _row(
+            figure_row(
                 f"{label}, 10 steps",
                 figures["share"],
                 "share",
@@ -192,7 +204,7 @@ def _held_rows(judges: dict[str, Any], held: dict[str, Any]) -> list[dict[str, A
     ):
         figures = held[shown][key]
         rows.append(
-            _row(
+            figure_row(
                 f"{label} over the simulator's",
                 figures["ratio"],
                 "times",
@@ -215,7 +227,7 @@ def _judge_note(judge: str | None, reached: float | None, shown: str) -> str:
 def _tile_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     tiles, tokens = result["tiles"], result["tokens"]
     rows = [
-        _row(
+        figure_row(
             f"judge reads {group} from reconstructions as from originals",
             tiles["reconstructions"][group]["agreement"],
             "share",
@@ -236,7 +248,7 @@ def _tile_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     ):
         figures = tokens[where]
         rows.append(
-            _row(
+            figure_row(
                 f"one-step accuracy on {label}",
                 figures["generated"],
                 "share",
@@ -254,7 +266,7 @@ def _tile_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             ("blocked_moves_stay", "blocked moves do not scroll", 0.95),
         ):
             rows.append(
-                _row(
+                figure_row(
                     f"{name}, {label}",
                     source[key]["share"],
                     "share",
@@ -264,7 +276,7 @@ def _tile_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             )
     removed = recorded["do_removes_the_block"]
     rows.append(
-        _row(
+        figure_row(
             "do removes the block that it truly removed",
             removed["share"],
             "share",
@@ -278,7 +290,7 @@ def _tile_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 def _inverse_dynamics_rows(judged: dict[str, Any]) -> list[dict[str, Any]]:
     name = "actions read from dreamt frames"
     if "absent" in judged:
-        return [_row(f"{name}, F1", None, "", note=f"not measured: {judged['absent']}")]
+        return [figure_row(f"{name}, F1", None, "", note=f"not measured: {judged['absent']}")]
     frames = judged["frames"]
     own = frames["generated"]
     steps = f"{own['steps']} steps"
@@ -289,7 +301,7 @@ def _inverse_dynamics_rows(judged: dict[str, Any]) -> list[dict[str, Any]]:
             source: at_keys(figures, keys) for source, figures in frames.items()
         }
         value = values.pop("generated")
-        rows.append(_row(f"{name}, {label}", value, unit, references=values, note=note))
+        rows.append(figure_row(f"{name}, {label}", value, unit, references=values, note=note))
 
     if own["mean_over_tasks"] is not None:
         note = f"macro average, mean over {', '.join(own['tasks'])}; {steps}"
@@ -304,7 +316,7 @@ def _inverse_dynamics_rows(judged: dict[str, Any]) -> list[dict[str, Any]]:
         found = frames[source]["alignment"]
         shift = found["best_shift"]
         rows.append(
-            _row(
+            figure_row(
                 f"shift of the actions that suits {label} frames best",
                 None if shift is None else float(shift),
                 "steps",
