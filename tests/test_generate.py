@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import wave
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,13 @@ from tests.full_disk import full_disk
 from worldgen.cli import main
 from worldgen.commands.unfinished import Unfinished
 from worldgen.data.outputs import FrameOutput
-from worldgen.data.video import iterate_video, read_video
+from worldgen.data.video import iterate_video, read_video, write_video
 from worldgen.errors import DataError
 from worldgen.generation import RolloutLog
+from worldgen.generation.editing import extend_backwards
+from worldgen.generation.pixels import SessionPixels
 from worldgen.pipeline import load
+from worldgen.prompt import Prompt
 
 PATIENCE = 300.0
 """Seconds until a test gives up waiting."""
@@ -158,6 +162,38 @@ def test_the_way_to_a_picture_ends_with_it_and_a_loop_with_its_beginning(
     assert np.array_equal(pictures(tmp_path / "loop")[0], way[0])
 
 
+def test_frames_before_a_clip_lead_to_it(world: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
+    write_video(tmp_path / "clip.mp4", noise, RATE, lossless=True)
+    words = ("--clip", str(tmp_path / "clip.mp4"), "--before", "0.25", "--actions", "gas*4")
+    assert generate(world, tmp_path / "out", *words, "--seed", "3") == 0
+    loaded = load(world)
+    # All of the clip follows, and not only what the world can see.
+    clip = Prompt(clip=noise).start(loaded, whole_clip=True)
+    assert len(clip.visual_ids) == 9
+    expected = extend_backwards(
+        loaded.parts,
+        clip,
+        4,
+        ["gas"] * 4,
+        candidates=loaded.starts,
+        seed=3,
+        decoder=loaded.session().decoder,
+    )
+    shown = SessionPixels(loaded.tokenizer)
+    ids = expected.visual_ids
+    frames = [shown.frame(number, 0, lambda grid: ids[grid]) for number in range(13)]
+    assert np.array_equal(pictures(tmp_path / "out"), frames)
+
+
+def test_what_follows_a_script_is_chosen(world: str, tmp_path: Path) -> None:
+    words = ("--actions", "left*2,gas", "--seconds", "0.5")
+    assert generate(world, tmp_path / "out", *words, "--after", "rest") == 0
+    session = load(world).session()
+    expected = [session.frame, *session.play(["left"] * 2 + ["gas"] + ["nothing"] * 5)]
+    assert np.array_equal(pictures(tmp_path / "out"), expected)
+
+
 def test_the_model_drives_itself(tmp_path: Path) -> None:
     world = str(tiny_driven_world(tmp_path / "world"))
     words = ("--actions", "policy", "--seconds", "0.5", "--seed", "7")
@@ -270,6 +306,18 @@ def test_frames_drawn_together_go_on_from_any_of_them(tmp_path: Path) -> None:
         (("--seconds", "1", "--from-second", "1"), "name it with --session"),
         (("--seconds", "1", "--to", "TMP/none.png"), r"no image at .*none\.png"),
         (("--seconds", "1", "--decoder", "x"), "decoding order"),
+        (("--seconds", "1", "--out", "."), "a video needs a name"),
+        (("--seconds", "1", "--log", "TMP/out.mp4"), "--log and --out both name"),
+        (("--clip", "TMP/out.mp4", "--seconds", "1"), "--out and --clip both name"),
+        (("--clip", "TMP/sound.wav", "--seconds", "1"), "no pictures in it"),
+        (("--image", "TMP/long.png", "--fit", "pad", "--seconds", "1"), "strip of less than 8"),
+        (("--actions", "TMP/script.txt"), "script.txt, line 3: part 2 of the actions, 'fly'"),
+        (("--session", "TMP/deep.json", "--seconds", "1"), "deep.json is not JSON"),
+        (("--session", "TMP/empty.json", "--seconds", "1"), "empty.json: not a rollout log"),
+        (("--before", "1"), "needs what comes after it"),
+        (("--before", "1", "--image", "TMP/tiny.png", "--loop"), "--loop and --before do not"),
+        (("--before", "1", "--image", "TMP/tiny.png", "--seconds", "1"), "and so does --seconds"),
+        (("--after", "last", "--seconds", "1"), "after says what follows a script's end"),
         (("--resume",), "nothing to go on with"),
     ],
 )
@@ -284,6 +332,13 @@ def test_a_mistake_gives_one_line_and_no_file(
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "tiny.png")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
+    Image.fromarray(np.zeros((20, 2000, 3), np.uint8)).save(tmp_path / "long.png")
+    (tmp_path / "script.txt").write_text("left*3\n\ngas,fly\n")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "empty.json").write_text("{}")
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(800))
     if "TMP/other.json" in words:
         load(tiny_world(tmp_path / "other", seed=1)).session().save(tmp_path / "other.json")
     before = sorted(tmp_path.rglob("*"))

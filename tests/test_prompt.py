@@ -149,6 +149,9 @@ def test_an_empty_clip_and_one_that_is_no_video_are_refused(world: World, tmp_pa
     (tmp_path / "text.mp4").write_text("no video", encoding="utf-8")
     with pytest.raises(DataError, match="damaged or not a video"):
         Prompt(clip=tmp_path / "text.mp4").start(world)
+    (tmp_path / "text.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(DataError, match="does not hold the actions of a recorded episode"):
+        Prompt(clip=noise(2, 64, 64), clip_actions=tmp_path / "text.npz").start(world)
 
 
 @pytest.mark.parametrize("name", ["world", "clips"])

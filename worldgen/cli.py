@@ -15,6 +15,9 @@ __all__ = ["build_parser", "main"]
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
+_LARGEST_SCALE = 64
+"""Frames of 64 pixels are then as large as any screen."""
+_MOST_STEPS_OUT = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -181,14 +184,25 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument(
         "--actions",
         metavar="ACTIONS|FILE.txt|policy",
-        help='such as "left*20,gas*40", which is repeated; policy: what the model itself would do '
-        "(default: rest)",
+        help='such as "left*20,gas*40"; policy: what the model itself would do (default: rest)',
     )
     generate.add_argument(
-        "--trajectory", type=Path, metavar="FILE", help="poses or ego motion; the last step is held"
+        "--trajectory", type=Path, metavar="FILE", help="poses or ego motion to drive"
+    )
+    generate.add_argument(
+        "--after",
+        choices=["repeat", "last", "rest"],
+        help="what is done after the script's end (default: actions are repeated, the last step of "
+        "a trajectory is held)",
     )
     generate.add_argument(
         "--seconds", type=_positive_number, help="to make (default: as long as the script)"
+    )
+    generate.add_argument(
+        "--before",
+        type=_positive_number,
+        metavar="SECONDS",
+        help="to make before --clip or --image, which end the video",
     )
     generate.add_argument(
         "--from-second",
@@ -219,7 +233,7 @@ def _add_generate(commands: Any) -> None:
         "--text-guidance", type=float, help="towards the text; default: the world's own"
     )
     generate.add_argument(
-        "--scale", type=_whole_number(1), help="video pixels per pixel (default: 4)"
+        "--scale", type=_whole_number(1, _LARGEST_SCALE), help="video pixels per pixel (default: 4)"
     )
     _add_log(generate)
 
@@ -312,7 +326,7 @@ def _add_evaluate_revisits(parts: Any) -> None:
     _add_world(revisits)
     revisits.add_argument(
         "--out-steps",
-        type=_whole_number(1),
+        type=_whole_number(1, _MOST_STEPS_OUT),
         default=10,
         help="steps out, and as many back (default: 10)",
     )
@@ -786,7 +800,10 @@ def _add_video(parser: argparse.ArgumentParser) -> None:
         help="video to write: *.mp4, *.webm, *.gif, or a folder for PNG files",
     )
     parser.add_argument(
-        "--scale", type=_whole_number(1), default=4, help="video pixels per pixel (default: 4)"
+        "--scale",
+        type=_whole_number(1, _LARGEST_SCALE),
+        default=4,
+        help="video pixels per pixel (default: 4)",
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ ChooseAction = Callable[[Session], NDArray[Any] | str]
 POLICY = "policy"
 _LARGEST_ENLARGEMENT = 4.0
 """A picture of fewer pixels says too little about a frame; its tokens would be those of a blur."""
+_THINNEST_STRIP = 8
+"""Between black bars, in pixels of a frame: less is hardly more than black."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,11 +131,18 @@ class Prompt:
 
     # What it begins with
 
-    def start(self, world: World, *, note: Callable[[str], None] = lambda _: None) -> Start:
+    def start(
+        self,
+        world: World,
+        *,
+        whole_clip: bool = False,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> Start:
         """Return the context from which a session of a world begins.
 
         Args:
             world: To begin in.
+            whole_clip: Take all frames of a clip, also those too early to change the next one.
             note: Told what had to be changed to make it fit, one line each.
 
         Raises:
@@ -149,7 +159,7 @@ class Prompt:
             frames = [self._fitted(self._picture(), world, _name(self.image, "image"), note)]
             actions = _no_actions(world)
         elif self.clip is not None:
-            frames, actions = self._clip(world, note)
+            frames, actions = self._clip(world, whole_clip, note)
         elif self.start_index is not None or text_ids is None:
             start = _shipped(world, self.start_index or 0)
             return start if text_ids is None else dataclasses.replace(start, text_ids=text_ids)
@@ -301,6 +311,11 @@ class Prompt:
                 f"which would show it {enlargement:.1f} times enlarged (at most "
                 f"{_LARGEST_ENLARGEMENT:g}); give a larger one"
             )
+        if self.fit == "pad" and enlargement * min(height, width) < _THINNEST_STRIP:
+            raise DataError(
+                f"{name} has {width} x {height} pixels, which between black bars would be a strip of "
+                f"less than {_THINNEST_STRIP} pixels; crop it, or give a picture of another shape"
+            )
         if note is not None and (height, width) != size:
             how = (
                 "its largest centred part"
@@ -311,11 +326,13 @@ class Prompt:
         return fit(picture, size) if self.fit == "crop" else pad(picture, size)
 
     def _clip(
-        self, world: World, note: Callable[[str], None]
+        self, world: World, whole: bool, note: Callable[[str], None]
     ) -> tuple[list[UInt8[np.ndarray, "height width 3"]], Int[Tensor, "frame slot"]]:
         """Return what the world can see of the clip: frames, and the actions of all but the last."""
         name = _name(self.clip, "clip")
-        kept: deque[tuple[int, np.ndarray]] = deque(maxlen=_visible_frames(world))
+        kept: deque[tuple[int, np.ndarray]] = deque(
+            maxlen=None if whole else _visible_frames(world)
+        )
         count = 0
         for number, frame in at_rate(self._timed_frames(world), world.frames_per_second):
             kept.append((number, self._fitted(frame, world, name, None if kept else note)))
@@ -382,13 +399,19 @@ def script_actions(
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"the script {path} cannot be read ({error})") from error
-        parts = [line.rstrip(",") for line in lines if line and not line.startswith("#")]
+        parts = []
+        for number, line in enumerate(lines, start=1):
+            if not line or line.startswith("#"):
+                continue
+            try:
+                parts.append(parse_actions(line.removesuffix(","), schema))
+            except ActionError as error:
+                raise ActionError(f"{path}, line {number}: {error}") from None
+            if sum(map(len, parts)) > MAX_STEPS:
+                raise ActionError(f"{path} has more than {MAX_STEPS:,} steps; shorten it")
         if not parts:
             raise ActionError(f"the script {path} holds no actions; write such as left*20,gas*40")
-        try:
-            return parse_actions(",".join(parts), schema)
-        except ActionError as error:
-            raise ActionError(f"{path}: {error}") from None
+        return np.concatenate(parts)
     actions = np.asarray(script)
     if actions.ndim != 2 or not len(actions):
         raise ActionError(
@@ -408,7 +431,7 @@ def _clip_actions(
     try:
         with np.load(source, allow_pickle=False) as columns:
             actions = np.asarray(columns["action"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise DataError(
             f"{source} does not hold the actions of a recorded episode ({error})"
         ) from error

@@ -11,10 +11,11 @@ import pytest
 from tests.evaluation import toy_tiles
 from tests.factories import tiny_world
 from worldgen.cli import main
-from worldgen.errors import ConfigError
+from worldgen.errors import ConfigError, DataError
 from worldgen.evaluation.judges.probes import TileProbe
 from worldgen.evaluation.judges.tile_following import TileRules
 from worldgen.evaluation.live import step_together
+from worldgen.evaluation.material import clips_of
 from worldgen.evaluation.revisits import (
     RevisitProtocol,
     Walks,
@@ -185,9 +186,15 @@ def test_an_interrupt_leaves_the_walks_that_are_complete(
 
 
 def test_mistakes_are_told(
-    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    world: World, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = tiny_world(tmp_path / "plain")
+    with pytest.raises(ConfigError, match=r"world 'tiny' is not played so: .* no action 'up'"):
+        evaluate_revisits(world, RevisitProtocol(), data=recording, beside=[load(plain)])
+    with pytest.raises(ConfigError, match="unknown decoder"):
+        evaluate_revisits(world, RevisitProtocol(decoder="x"), data=tmp_path / "not read")
+    with pytest.raises(DataError, match="give a recording of the same kind"):
+        clips_of(load(plain), 1, recording, lambda _: None)
     words = ["evaluate", "revisits", "--world", str(plain), "--data", str(recording)]
     assert main(words) == 2
     assert "no judge of tiles" in capsys.readouterr().err

@@ -103,6 +103,8 @@ def test_an_empty_sentence_and_one_that_is_too_long_are_refused(tokenizer: TextT
     for text in ("", "  \n", "..."):
         with pytest.raises(ConfigError, match="is empty; say what is to be seen"):
             tokenizer.encode(text, 8)
+    with pytest.raises(ConfigError, match=r"is no Unicode \(.* at character 3\)"):
+        tokenizer.encode("a \udcff", 8)
     with pytest.raises(ConfigError, match=r"takes \d+ tokens, there is room for 3; say it in"):
         tokenizer.encode("a tree beside you and another one", 3)
 

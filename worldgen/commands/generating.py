@@ -3,6 +3,7 @@
 import itertools
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldgen.checkpoint import load_tensors, save_tensors
-from worldgen.commands.output import check_frames, check_output, note
+from worldgen.commands.output import check_apart, check_frames, check_output, note
 from worldgen.commands.rolling import (
     INTERRUPTED,
     Frame,
@@ -27,7 +28,7 @@ from worldgen.commands.unfinished import Saver, Task, Unfinished
 from worldgen.data.outputs import FrameOutput, Mark, open_output
 from worldgen.errors import CheckpointError, ConfigError, DataError
 from worldgen.generation import Session
-from worldgen.generation.editing import edit, first_frame_from, interpolate, loop
+from worldgen.generation.editing import edit, extend_backwards, first_frame_from, interpolate, loop
 from worldgen.generation.planning import Segment, plan_then_fill
 from worldgen.pipeline import World, load, shipped_worlds
 from worldgen.prompt import Prompt
@@ -35,6 +36,7 @@ from worldgen.prompt import Prompt
 __all__ = ["COMMANDS"]
 
 _SCALE = 4
+_READ = ("image", "clip", "clip_actions", "session", "actions", "trajectory", "to")
 _NOT_STORED = {"command", "out", "resume"}
 
 
@@ -49,6 +51,10 @@ def _generate(arguments: Namespace) -> int:
 def _begin(arguments: Namespace, unfinished: Unfinished) -> int:
     _check_combination(arguments)
     unfinished.check_unused()
+    read = {f"--{name.replace('_', '-')}": getattr(arguments, name) for name in _READ}
+    check_apart({"--out": arguments.out}, read)
+    # The log of a session that goes on has all of it.
+    check_apart({"--log": arguments.log, "--out": arguments.out}, read | {"--session": None})
     check_frames(arguments.out)
     check_output(arguments.log)
     world = load(arguments.world)
@@ -61,8 +67,11 @@ def _begin(arguments: Namespace, unfinished: Unfinished) -> int:
         text=arguments.text,
         actions=arguments.actions,
         trajectory=arguments.trajectory,
+        after=arguments.after,
         fit=arguments.fit or "crop",
     )
+    if arguments.before is not None:
+        return run(_ClipSource(_before(arguments, world, prompt), world), _open(arguments, world))
     script = prompt.script(world, note=note)
     steps = num_steps(script, world, arguments.seconds)
     sampling, seed, decoder = sampling_of(world, arguments), arguments.seed, arguments.decoder
@@ -87,7 +96,7 @@ def _begin(arguments: Namespace, unfinished: Unfinished) -> int:
         origin=origin,
         steps=steps,
         policy=prompt.chooses,
-        after="repeat" if prompt.trajectory is None else "last",
+        after=prompt.after or ("repeat" if prompt.trajectory is None else "last"),
     )
     # Tells of a script that is too long before anything is written.
     prompt.actions_of(world, steps=steps, session=None if arguments.plan else session)
@@ -236,6 +245,31 @@ def _between(
     )
 
 
+def _before(arguments: Namespace, world: World, prompt: Prompt) -> Segment:
+    """Return the clip or the image of a prompt with frames before it."""
+    steps = num_steps(None, world, arguments.before)
+    actions = prompt.actions_of(world, steps=steps, note=note)
+    session = world.session(
+        seed=arguments.seed or 0,
+        decoder=arguments.decoder,
+        sampling=sampling_of(world, arguments),
+    )
+    clip = prompt.start(world, whole_clip=True, note=note)
+    candidates = [replace(start, text_ids=clip.text_ids) for start in world.starts]
+    if prompt.text is not None:
+        candidates.append(Prompt(text=prompt.text).start(world))
+    longer = extend_backwards(
+        world.parts,
+        clip,
+        steps,
+        actions,
+        candidates=candidates,
+        seed=session.seed,
+        decoder=session.decoder,
+    )
+    return Segment(first=0, ids=longer.visual_ids, action_ids=longer.action_ids, calls=0)
+
+
 def _check_combination(arguments: Namespace) -> None:
     if arguments.world is None:
         raise ConfigError("a video is made in a world; name it with --world")
@@ -244,6 +278,7 @@ def _check_combination(arguments: Namespace) -> None:
         "--to": arguments.to is not None,
         "--loop": arguments.loop,
         "--from-second": arguments.from_second is not None,
+        "--before": arguments.before is not None,
     }
     given = [name for name, is_given in alone.items() if is_given]
     if len(given) > 1:
@@ -252,6 +287,11 @@ def _check_combination(arguments: Namespace) -> None:
         raise ConfigError(
             f"a log is replayed frame by frame, which {given[0]} does not draw; leave --log out"
         )
+    if arguments.before is not None:
+        if arguments.clip is None and arguments.image is None:
+            raise ConfigError("--before needs what comes after it; give --clip or --image")
+        if arguments.seconds is not None:
+            raise ConfigError("--before says how much is made, and so does --seconds; give one")
     if arguments.from_second is not None and arguments.session is None:
         raise ConfigError("--from-second says where a session changes; name it with --session")
 

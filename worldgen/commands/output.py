@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from worldgen.checkpoint import check_new_folder, write_text
 from worldgen.data.outputs import check_frame_output
 from worldgen.errors import DataError
 
-__all__ = ["check_frames", "check_output", "json_path", "note", "write_json"]
+__all__ = ["check_apart", "check_frames", "check_output", "json_path", "note", "write_json"]
 
 
 def check_output(path: Path | None) -> None:
@@ -33,6 +34,24 @@ def check_frames(path: Path | None) -> None:
     else:
         check_new_folder(path)
         _check_folder_of(path)
+
+
+def check_apart(written: Mapping[str, Path | None], read: Mapping[str, object]) -> None:
+    """Refuse to write one file twice, or over one that is read.
+
+    Args:
+        written: Files by the options that name them; None: not written.
+        read: The same of what is read.
+
+    Raises:
+        DataError: If a file is named by two of the options, one of which writes it.
+    """
+    named = [(option, path) for option, path in written.items() if path is not None]
+    others = named + [(option, path) for option, path in read.items() if path is not None]
+    for option, path in named:
+        for other, other_path in others:
+            if option != other and os.path.realpath(path) == os.path.realpath(str(other_path)):
+                raise DataError(f"{option} and {other} both name {path}; choose another file")
 
 
 def json_path(arguments: Namespace) -> Path | None:

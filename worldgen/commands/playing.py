@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 from worldgen.card_text import describe_world, format_description
-from worldgen.commands.output import check_frames, check_output, note
+from worldgen.commands.output import check_apart, check_frames, check_output, note
 from worldgen.commands.rolling import (
     Frame,
     Records,
@@ -56,6 +56,10 @@ def _play(arguments: Namespace) -> int:
 
 
 def _rollout(arguments: Namespace) -> int:
+    check_apart(
+        {"--out": arguments.out, "--log": arguments.log, "--motion": arguments.motion},
+        {"--actions": arguments.actions, "--trajectory": arguments.trajectory},
+    )
     check_frames(arguments.out)
     check_output(arguments.log)
     check_output(arguments.motion)
@@ -90,6 +94,7 @@ def _rollout(arguments: Namespace) -> int:
 
 
 def _replay(arguments: Namespace) -> int:
+    check_apart({"--out": arguments.out}, {"the log": arguments.log})
     check_frames(arguments.out)
     log = RolloutLog.read(arguments.log)
     world = _world_of(log, arguments.world)

@@ -45,9 +45,14 @@ class Unfinished:
 
     Args:
         out: The video.
+
+    Raises:
+        DataError: If it has no name that the folder could be called by.
     """
 
     def __init__(self, out: Path) -> None:
+        if out.name in {"", ".."}:
+            raise DataError(f"cannot write {out}: a video needs a name; give a file or a folder")
         self.out = out
         self.folder = out.with_name(f"{out.name}.resume")
         self.session = self.folder / "session.safetensors"
@@ -84,10 +89,14 @@ class Unfinished:
             DataError: If there is nothing to go on with, or it is damaged.
         """
         if not self._mark.is_file():
-            there = "is complete, or" if self.out.exists() else "is not there, and nothing of it"
+            there = (
+                f"{self.out} is complete, or was stopped before anything was saved"
+                if self.out.exists()
+                else f"there is no {self.out}"
+            )
             raise DataError(
-                f"nothing to go on with: {self.out} {there} was stopped before anything was saved "
-                f"in {self.folder}; leave --resume out to begin"
+                f"nothing to go on with: {there}, and nothing lies in {self.folder}; leave --resume "
+                "out to begin"
             )
         try:
             tensors, metadata = load_tensors(self._task)

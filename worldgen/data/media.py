@@ -279,6 +279,10 @@ def read_image(path: Path, size: Size | None = None) -> UInt8[np.ndarray, "h w 3
                 upright = Image.fromarray(grey)
             picture = np.asarray(upright.convert("RGB"))
     # Pillow raises almost anything on damaged files, by format.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise DataError(f"{path} is damaged or not an image ({error}); copy it again") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path} is too large for a picture ({error}); give a smaller one"
+        ) from error
     return picture if size is None else fit(picture, size)

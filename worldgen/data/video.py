@@ -180,9 +180,10 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     """Return the first video in an open file.
 
     Raises:
-        DataError: If it was encoded by something unknown here.
-        IndexError: If there is none.
+        DataError: If there is none, or it was encoded by something unknown here.
     """
+    if not container.streams.video:
+        raise DataError(f"{path} has no pictures in it; give a video")
     stream = container.streams.video[0]
     codec: object = stream.codec_context
     if codec is None:

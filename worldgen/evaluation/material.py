@@ -143,9 +143,17 @@ def clips_of(
     environment: RealEnvironment | None = None
     card = world.card.environment
     if data is not None:
-        clips = load_clips(
-            Dataset(data), count=count, context=CONTEXT, horizon=horizon, progress=tell
+        dataset = Dataset(data)
+        recorded, played = (
+            ", ".join(group.name for group in schema.groups)
+            for schema in (dataset.metadata.schema, world.action_tokenizer.schema)
         )
+        if recorded != played:
+            raise DataError(
+                f"in {data} the actions are {recorded}, in world {world.name!r} {played}; give a "
+                "recording of the same kind"
+            )
+        clips = load_clips(dataset, count=count, context=CONTEXT, horizon=horizon, progress=tell)
         if card is not None:
             try:
                 environment = RealEnvironment(card.id, card.options)

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Int, UInt8
 from tqdm import tqdm
 
-from worldgen.errors import ConfigError
+from worldgen.errors import ActionError, ConfigError
 from worldgen.evaluation.clips import ClipSpec
 from worldgen.evaluation.judges.probes import TileProbe
 from worldgen.evaluation.judges.tile_following import (
@@ -141,15 +141,15 @@ def evaluate_revisits(
     Raises:
         DataError: If there are no test clips, or the world has no tile probe.
         EnvironmentMissingError: If the clips must be rendered and the environment is missing.
-        ActionError: If a world has no action for a move.
+        ConfigError: If a world is not played by such moves, or the decoder is unknown.
     """
     probe = tile_probe(world)
     rules = TileRules.from_config(probe.config)
     worlds = _named([world, *beside])
-    settings = {
-        name: {move: parse_action(move, each.action_tokenizer.schema) for move in MOVES}
-        for name, each in worlds.items()
-    }
+    settings = {name: _moves(each) for name, each in worlds.items()}
+    for each in worlds.values():
+        # Refuses an unknown decoder before anything is read.
+        each.session(decoder=protocol.decoder)
     clips, environment = clips_of(
         world, protocol.clips, data, lambda _: None, horizon=2 * protocol.out_steps
     )
@@ -220,6 +220,16 @@ def evaluate_revisits(
             for strip in _strips(source, each, rules)
         ],
     }
+
+
+def _moves(world: World) -> dict[str, np.ndarray]:
+    schema = world.action_tokenizer.schema
+    try:
+        return {move: parse_action(move, schema) for move in MOVES}
+    except ActionError as error:
+        raise ConfigError(
+            f"walks lead {', '.join(MOVES)}, and world {world.name!r} is not played so: {error}"
+        ) from error
 
 
 def _named(worlds: Iterable[World]) -> dict[str, World]:

@@ -80,11 +80,12 @@ def evaluate_text(
         progress: Show a bar on the terminal.
 
     Raises:
-        ConfigError: If the world reads no text.
+        ConfigError: If the world reads no text, or the decoder is unknown.
         DataError: If the test split has fewer than two captions with facts that the world's judges
             can read.
     """
-    world.text_ids("a text")  # Refuses a world without text before anything is read.
+    # Refuses a world without text, and an unknown decoder, before anything is read.
+    world.session(text="a text", decoder=protocol.decoder)
     readers = _Readers.of(world)
     captions, real = _choose(Dataset(data), readers, protocol)
     steps = round(protocol.seconds_on * world.frames_per_second)

@@ -131,9 +131,13 @@ class RolloutLog:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise LogError(f"cannot read the log {path}: {error.strerror}") from error
-        except ValueError as error:
+        # Deeply nested lists are valid, and more than Python reads.
+        except (ValueError, RecursionError) as error:
             raise LogError(f"{path} is not JSON: {error}") from error
-        return cls.from_json(data)
+        try:
+            return cls.from_json(data)
+        except LogError as error:
+            raise LogError(f"{path}: {error}") from error
 
 
 def _tuples(rest: dict[str, Any], fields: set[str]) -> dict[str, Any]:

@@ -149,8 +149,15 @@ class TextTokenizer:
             length: Ids that there is room for.
 
         Raises:
-            ConfigError: If the sentence is empty or takes more than `length` ids.
+            ConfigError: If the sentence is empty, takes more than `length` ids, or is no Unicode.
         """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"the text {_shortened(text)} is no Unicode ({error.reason} at character "
+                f"{error.start + 1}); write it in UTF-8"
+            ) from error
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if not ids:
             raise ConfigError(
