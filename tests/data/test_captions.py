@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ TABLE = CaptionTable(
 )
 
 
-def _recording(folder: Path, lengths: tuple[int, ...] = (6, 4)) -> Dataset:
+@pytest.fixture(scope="module")
+def drives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write drives straight on, with 64 x 64 frames."""
+    folder = tmp_path_factory.mktemp("drives")
     columns = {
         name: Column(dtype="float64", unit=unit)
         for name, unit in (("x", "unit"), ("y", "unit"), ("yaw", "radian"), ("reward", ""))
@@ -60,7 +63,7 @@ def _recording(folder: Path, lengths: tuple[int, ...] = (6, 4)) -> Dataset:
         columns={**columns, "cut": Column(dtype="bool")},
     ).write(folder)
     for split in ("train", "validation", "test"):
-        for index, length in enumerate(lengths):
+        for index, length in enumerate((6, 4)):
             time = np.arange(length)
             episode = Episode(
                 frames=np.full((length, 64, 64, 3), 20 * index, np.uint8),
@@ -75,11 +78,12 @@ def _recording(folder: Path, lengths: tuple[int, ...] = (6, 4)) -> Dataset:
                 info=EpisodeInfo(index=index, seed=index, length=length, driver="hand"),
             )
             EpisodeWriter(folder / split, 10.0).write(episode)
-    return Dataset(folder)
+    return folder
 
 
-def _captioned(folder: Path) -> Dataset:
-    dataset = _recording(folder)
+def _captioned(drives: Path, folder: Path) -> Dataset:
+    """Return the drives in a folder of their own, where every third frame has no caption."""
+    dataset = Dataset(shutil.copytree(drives, folder, dirs_exist_ok=True))
     for split in ("train", "validation", "test"):
         for info in dataset.episodes(split):
             write_caption_column(dataset, info, np.arange(info.length) % 3 - 1)
@@ -153,8 +157,8 @@ def test_a_text_stands_once_in_a_table() -> None:
         CaptionTable(captions=(Caption(text=" ", facts=()),))
 
 
-def test_captions_come_back_in_the_order_of_the_token_cache(tmp_path: Path) -> None:
-    dataset = _captioned(tmp_path)
+def test_captions_come_back_in_the_order_of_the_token_cache(drives: Path, tmp_path: Path) -> None:
+    dataset = _captioned(drives, tmp_path)
     assert load_captions(dataset) == TABLE
     indices = caption_indices(dataset, "train")
     assert indices.dtype == np.int32
@@ -163,14 +167,14 @@ def test_captions_come_back_in_the_order_of_the_token_cache(tmp_path: Path) -> N
     assert dataset.load(info).columns["x"].tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_tokens_stay_when_captions_come(tmp_path: Path) -> None:
-    dataset = _recording(tmp_path / "recording")
+def test_tokens_stay_when_captions_come(drives: Path, tmp_path: Path) -> None:
+    dataset = Dataset(shutil.copytree(drives, tmp_path / "recording"))
     tokenizer = build_visual_tokenizer(tiny_tokenizer_config()).eval()
     tokens = tmp_path / "tokens"
     open_or_build_token_cache(dataset, "train", tokens, tokenizer, "a" * 64)
     (made,) = tokens.rglob("meta.json")
     before = made.stat()
-    _captioned(tmp_path / "recording")
+    _captioned(drives, tmp_path / "recording")
     cache = open_or_build_token_cache(dataset, "train", tokens, tokenizer, "a" * 64)
     # What is written anew is written aside, and so another file.
     assert made.stat().st_ino == before.st_ino
@@ -178,20 +182,20 @@ def test_tokens_stay_when_captions_come(tmp_path: Path) -> None:
     assert len(caption_indices(dataset, "train")) == len(cache.visual_ids)
 
 
-def test_without_captions_no_frame_has_one(tmp_path: Path) -> None:
-    dataset = _recording(tmp_path)
+def test_without_captions_no_frame_has_one(drives: Path) -> None:
+    dataset = Dataset(drives)
     assert load_captions(dataset) is None
     assert caption_indices(dataset, "train").tolist() == [-1] * 10
 
 
-def test_a_stopped_captioning_leaves_no_captions(tmp_path: Path) -> None:
-    dataset = _captioned(tmp_path)
+def test_a_stopped_captioning_leaves_no_captions(drives: Path, tmp_path: Path) -> None:
+    dataset = _captioned(drives, tmp_path)
     (tmp_path / CAPTIONS_FILE).unlink()
     assert caption_indices(dataset, "train").tolist() == [-1] * 10
 
 
-def test_an_episode_recorded_later_has_no_captions(tmp_path: Path) -> None:
-    dataset = _captioned(tmp_path)
+def test_an_episode_recorded_later_has_no_captions(drives: Path, tmp_path: Path) -> None:
+    dataset = _captioned(drives, tmp_path)
     episode = dataset.load(dataset.episodes("train")[1])
     columns = {name: rows for name, rows in episode.columns.items() if name != "caption"}
     info = dataclasses.replace(episode.info, index=2)
@@ -201,8 +205,8 @@ def test_an_episode_recorded_later_has_no_captions(tmp_path: Path) -> None:
     assert caption_indices(dataset, "train").tolist()[10:] == [-1] * 4
 
 
-def test_what_does_not_fit_the_table_is_refused(tmp_path: Path) -> None:
-    dataset = _captioned(tmp_path)
+def test_what_does_not_fit_the_table_is_refused(drives: Path, tmp_path: Path) -> None:
+    dataset = _captioned(drives, tmp_path)
     info = dataset.episodes("test")[0]
     write_caption_column(dataset, info, np.array([0, 1, 2, 0, 0, 0]))
     with pytest.raises(DataError, match=r"episode_000000\.npz does not fit the 2 captions of"):
@@ -231,23 +235,23 @@ def test_what_does_not_fit_the_table_is_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_damaged_table_is_named(tmp_path: Path, content: str) -> None:
-    dataset = _captioned(tmp_path)
+def test_a_damaged_table_is_named(drives: Path, tmp_path: Path, content: str) -> None:
+    dataset = _captioned(drives, tmp_path)
     (tmp_path / CAPTIONS_FILE).write_text(content)
     with pytest.raises(DataError, match=r"captions\.json is damaged .*; caption the recording"):
         load_captions(dataset)
 
 
-def test_a_table_of_another_version_is_refused(tmp_path: Path) -> None:
-    dataset = _captioned(tmp_path)
+def test_a_table_of_another_version_is_refused(drives: Path, tmp_path: Path) -> None:
+    dataset = _captioned(drives, tmp_path)
     content: dict[str, Any] = json.loads((tmp_path / CAPTIONS_FILE).read_text())
     (tmp_path / CAPTIONS_FILE).write_text(json.dumps({**content, "version": 2}))
     with pytest.raises(DataError, match=r"of format \('worldgen-captions', 2\)"):
         load_captions(dataset)
 
 
-def test_conversion_keeps_captions(tmp_path: Path) -> None:
-    dataset = _captioned(tmp_path / "recording")
+def test_conversion_keeps_captions(drives: Path, tmp_path: Path) -> None:
+    dataset = _captioned(drives, tmp_path / "recording")
     layout = open_layout(dataset.folder)
     assert "captions: 2 different ones" in layout.inspect().notes
     convert(layout, tmp_path / "small", ReadOptions(size=(32, 32)))
