@@ -1,5 +1,6 @@
 """`worldgen generate`: what a video begins with, how it ends, and that it goes on as if never stopped."""
 
+import functools
 import itertools
 import os
 import re
@@ -65,6 +66,23 @@ def nearest(frames: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> list[
     """Return for each frame which of the others is most like it."""
     candidates = np.stack(list(others)).astype(np.int32)
     return [int(np.abs(candidates - frame).mean(axis=(1, 2, 3)).argmin()) for frame in frames]
+
+
+Whole = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def whole(world: str, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Return what gives a video that was never stopped, and is made once; beside it lies its log."""
+
+    @functools.cache
+    def made(name: str, *words: str) -> Path:
+        out = tmp_path_factory.mktemp("whole") / name
+        log = () if "--plan" in words else ("--log", str(out.parent / "log.json"))
+        assert generate(world, out, *words, *log) == 0
+        return out
+
+    return made
 
 
 def press_ctrl_c(patch: pytest.MonkeyPatch, frames: int) -> None:
@@ -209,11 +227,15 @@ def test_the_model_drives_itself(tmp_path: Path) -> None:
     [("long", 1), ("long", 20), ("long", 33), ("long.mp4", 20), ("long.gif", 20)],
 )
 def test_going_on_gives_the_video_that_was_never_stopped(
-    world: str, tmp_path: Path, name: str, stopped: int, capsys: pytest.CaptureFixture[str]
+    world: str,
+    whole: Whole,
+    tmp_path: Path,
+    name: str,
+    stopped: int,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ("--actions", SCRIPT, "--seconds", "3", "--seed", "3")
-    whole, out = tmp_path / "whole" / name, tmp_path / "parts" / name
-    assert generate(world, whole, *words, "--log", str(tmp_path / "whole.json")) == 0
+    never_stopped, out = whole(name, *words), tmp_path / "parts" / name
     log = tmp_path / "parts.json"
     with pytest.MonkeyPatch.context() as patch:
         press_ctrl_c(patch, stopped)
@@ -225,8 +247,8 @@ def test_going_on_gives_the_video_that_was_never_stopped(
         press_ctrl_c(patch, 7)
         assert resume(out) == 130
     assert resume(out) == 0
-    assert RolloutLog.read(log) == RolloutLog.read(tmp_path / "whole.json")
-    found, expected = frames_of(out), frames_of(whole)
+    assert RolloutLog.read(log) == RolloutLog.read(never_stopped.parent / "log.json")
+    found, expected = frames_of(out), frames_of(never_stopped)
     assert found.shape == expected.shape == (3 * RATE + 1, 64, 64, 3)
     if name == "long.mp4":
         # Pieces begin at other frames, and the codec loses other details: each is like none but its
@@ -238,16 +260,16 @@ def test_going_on_gives_the_video_that_was_never_stopped(
 
 
 @pytest.mark.parametrize("stopped", [1, 20, 33])
-def test_plans_go_on_too(world: str, tmp_path: Path, stopped: int) -> None:
-    words = ("--actions", SCRIPT, "--seconds", "5", "--plan", "4")
-    assert generate(world, tmp_path / "whole", *words) == 0
+def test_plans_go_on_too(world: str, whole: Whole, tmp_path: Path, stopped: int) -> None:
+    # Two segments of 32 frames, and the beginning of a third one.
+    words = ("--actions", SCRIPT, "--seconds", "4.25", "--plan", "4")
     with pytest.MonkeyPatch.context() as patch:
         press_ctrl_c(patch, stopped)
         assert generate(world, tmp_path / "parts", *words) == 130
     # A segment is made to its end.
     assert len(pictures(tmp_path / "parts")) == {1: 1, 20: 33, 33: 33}[stopped]
     assert resume(tmp_path / "parts") == 0
-    assert np.array_equal(pictures(tmp_path / "parts"), pictures(tmp_path / "whole"))
+    assert np.array_equal(pictures(tmp_path / "parts"), pictures(whole("planned", *words)))
 
 
 def test_an_edit_stopped_before_its_second_goes_on(world: str, tmp_path: Path) -> None:
