@@ -11,8 +11,10 @@ import torch
 from tests.evaluation import toy_car, toy_tiles
 from tests.factories import car_schema, tiny_world
 from worldgen.cli import main
+from worldgen.data.episodes import Dataset
 from worldgen.errors import ConfigError, DataError
 from worldgen.evaluation import long
+from worldgen.evaluation.clips import load_clips
 from worldgen.evaluation.frechet import RandomFeatures
 from worldgen.evaluation.judges.inverse_dynamics import (
     INVERSE_DYNAMICS_FILE,
@@ -30,7 +32,8 @@ from worldgen.evaluation.long import (
 )
 from worldgen.evaluation.pages.long_page import read_earlier, write_page
 from worldgen.evaluation.pages.report import without_pictures
-from worldgen.pipeline import World, load
+from worldgen.evaluation.simulators import Simulators
+from worldgen.pipeline import EnvironmentCard, World, load
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +218,29 @@ def test_a_model_without_a_policy_is_not_asked_to_drive(
     where = ["--world", str(world.folder), "--data", str(recording)]
     assert main(["evaluate", "long", *where, "--actions", "policy", "--rollouts", "1"]) == 2
     assert "predicts frames and no actions" in capsys.readouterr().err
+
+
+def test_the_simulator_goes_on_beside_a_dream_under_the_same_actions(
+    tmp_path: Path, recording: Path
+) -> None:
+    card = EnvironmentCard(id=toy_car.ENVIRONMENT)
+    driven = load(tiny_world(tmp_path / "driven", environment=card))
+    clips = load_clips(Dataset(recording), count=3, horizon=12)
+    simulators = Simulators(driven, clips.specs)
+    actions, context = clips.actions[:, clips.context - 1 :], clips.context
+    # In two parts, as windows ask: what was recorded comes again, frame by frame.
+    parts = [simulators.roll(actions[:, :5]), simulators.roll(actions[:, 5:])]
+    simulators.close()
+    np.testing.assert_array_equal(parts[0], clips.frames[:, context - 1 : context + 5])
+    np.testing.assert_array_equal(parts[1], clips.frames[:, context + 4 :])
+
+    protocol = LongProtocol(seconds=5, rollouts=2, clips=6)
+    window = evaluate_long(driven, protocol, data=recording, progress=False)["windows"][0]
+    # A dream of random weights is nowhere near; what it is compared with is.
+    assert window["frechet_of_simulator"] < window["frechet"] / 5
+    assert window["frechet_to_simulator"] > 5 * window["frechet_of_simulator"]
+    alone = load(tiny_world(tmp_path / "alone"))
+    assert Simulators.of(alone, clips.specs) is None
+    missing = EnvironmentCard(id="no_such_module:Nothing-v0")
+    elsewhere = load(tiny_world(tmp_path / "elsewhere", environment=missing))
+    assert Simulators.of(elsewhere, clips.specs) is None

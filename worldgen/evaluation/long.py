@@ -31,6 +31,7 @@ from worldgen.evaluation.machine import hardware, versions
 from worldgen.evaluation.material import clips_of, load_world_probes
 from worldgen.evaluation.pages.film_strip import draw_film_strip
 from worldgen.evaluation.pages.strips import Strip
+from worldgen.evaluation.simulators import Simulators
 from worldgen.generation import Session
 from worldgen.generation.planning import Segment, plan_then_fill
 from worldgen.pipeline import World
@@ -117,6 +118,10 @@ def evaluate_long(
     moves that scroll the map where nothing stands in the way, and leave it where something does.
     Real frames cut in two halves say how large a Frechet distance is between equals.
 
+    Actions that were recorded on one road leave another one, in a dream as in reality. So where the
+    real environment is at hand it goes on from the same contexts under the same actions: each
+    window has its distance to all real frames too, and that of the dream to it.
+
     `calls_a_frame` counts the calls of the model that were made one after the other: what a plan
     saves.
 
@@ -142,9 +147,9 @@ def evaluate_long(
     judge = _Judge.of(world)
     clips, _ = clips_of(world, protocol.clips, data, lambda _: None)
     real, floor = _real(clips.frames, network)
-    sessions = sessions_after(
-        world, clips.first(min(protocol.rollouts, len(clips))), decoder=protocol.decoder
-    )
+    begun_from = clips.first(min(protocol.rollouts, len(clips)))
+    sessions = sessions_after(world, begun_from, decoder=protocol.decoder)
+    simulators = Simulators.of(world, begun_from.specs)
     per_window = max(2, round(WINDOW_SECONDS * world.frames_per_second))
     count = max(1, round(protocol.seconds / WINDOW_SECONDS))
     windows: list[dict[str, Any]] = []
@@ -163,7 +168,14 @@ def evaluate_long(
                 rolled = rollouts.roll(per_window, bar.update)
                 seconds = time.perf_counter() - begun
                 figures = {"from_second": number * WINDOW_SECONDS}
-                figures |= compare(measure(rolled.frames, network), real)
+                window = measure(rolled.frames, network)
+                figures |= compare(window, real)
+                if simulators is not None:
+                    truth = measure(simulators.roll(rolled.actions), network)
+                    figures["frechet_of_simulator"] = compare(truth, real)["frechet"]
+                    figures["frechet_to_simulator"] = frechet_distance(
+                        window.features, truth.features
+                    )
                 figures["milliseconds_a_frame"] = 1000 * seconds / (per_window * len(sessions))
                 figures["calls_a_frame"] = rolled.calls / (per_window * len(sessions))
                 figures |= judge.read(rolled.frames, rolled.actions)
@@ -172,6 +184,9 @@ def evaluate_long(
         except KeyboardInterrupt:
             if not windows:
                 raise
+        finally:
+            if simulators is not None:
+                simulators.close()
     for figures in windows:
         figures["frechet_over_first"] = figures["frechet"] / max(windows[0]["frechet"], 1e-12)
     return {
