@@ -195,7 +195,9 @@ def _next_frame_losses(
             spoken = model.encode_steps(*nothing, text_ids=clips.sentence_ids)[:, 0]
             told, first_ids = torch.cat((told, spoken)), torch.cat((first_ids, described))
             asked, answer = torch.cat((asked, spoken)), torch.cat((answer, described))
-            weight = torch.cat((weight, torch.full_like(described, first_frame, dtype=weight.dtype)))
+            weight = torch.cat(
+                (weight, torch.full_like(described, first_frame, dtype=weight.dtype))
+            )
         terms["first_frame"] = first_frame * _cross_entropy(model.read(told), first_ids).mean()
 
     group_of_cell = draw_groups(
