@@ -91,7 +91,7 @@ def test_rows_at_different_times_are_told_what_they_are_told_alone(
         scores = model.score(draft, together[0], groups.expand(len(LENGTHS), -1))
         ids, logits = drawn(model, draft, order)
         for row, own in enumerate(alone):
-            own_draft = model.observe(own, *(part[row][None] for part in together))
+            own_draft = model.observe(own, together[0][row][None], together[1][row][None])
             own_scores = model.score(own_draft, together[0][row][None], groups)
             own_ids, own_logits = drawn(model, own_draft, order)
             assert torch.allclose(scores[row], own_scores[0], atol=1e-5)

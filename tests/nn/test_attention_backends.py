@@ -338,8 +338,11 @@ def test_on_a_gpu_far_frames_and_decay_equal_a_dense_mask(
     ours = [part.cuda().requires_grad_() for part in given]
     theirs = [part.double().requires_grad_() for part in given]
     own, remembered = (part.cuda() for part in masks(tokens))
+    query, key, value, *_ = ours
     result = frame_causal_attention(
-        *ours[:3],
+        query,
+        key,
+        value,
         frames,
         window,
         own,

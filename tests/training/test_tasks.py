@@ -238,7 +238,7 @@ class TestTold:
         recalled = batch.conditions.recalled_ids
         assert recalled is not None
         assert (recalled >= 0).any()
-        for clip, start in enumerate(starts):
+        for clip, start in enumerate(starts.tolist()):
             episode = 30 * (start // 30)
             for step in range(STEPS):
                 history = ids[episode : start + step + 1]
