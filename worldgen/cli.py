@@ -379,6 +379,10 @@ def _add_evaluate_text(parts: Any) -> None:
         help="read the facts again so much later (default: only from the first frame)",
     )
     told.add_argument("--decoder", metavar="NAME", help="default: the first on the world's card")
+    told.add_argument("--temperature", type=float, help="default: the world's own")
+    told.add_argument(
+        "--text-guidance", type=float, help="towards the text; default: the world's own"
+    )
     told.add_argument("--json", metavar="FILE|-", help="all figures; - is standard output")
     told.add_argument("--html", type=Path, metavar="FILE", help="page with sentences and frames")
 

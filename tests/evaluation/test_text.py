@@ -82,12 +82,13 @@ def test_the_command_writes_figures_and_a_page(
     world: World, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["evaluate", "text", "--world", str(world.folder), "--data", str(recording)]
-    words += ["--captions", "5", "--seed", "3", "--seconds-on", "0.2"]
+    words += ["--captions", "5", "--seed", "3", "--seconds-on", "0.2", "--text-guidance", "2"]
     files = ["--json", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html")]
     assert main([*words, *files]) == 0
     assert "drawn from the sentence" in capsys.readouterr().out
     figures = json.loads((tmp_path / "out.json").read_text())
     assert figures["protocol"]["seconds_on"] == 0.2
+    assert figures["protocol"]["text_guidance"] == 2.0
     assert 0.0 <= figures["facts"]["later"] <= 1.0
     page = (tmp_path / "out.html").read_text()
     for caption in figures["captions"]:

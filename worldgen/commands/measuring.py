@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from worldgen.commands.output import check_output, json_path, note, write_json
+from worldgen.commands.rolling import sampling_of
 from worldgen.errors import ConfigError
 from worldgen.pipeline import (
     load,
@@ -121,6 +122,7 @@ def _evaluate_text(arguments: Namespace) -> int:
         seed=arguments.seed,
         seconds_on=arguments.seconds_on,
         decoder=arguments.decoder,
+        sampling=sampling_of(world, arguments),
     )
     result = evaluate_text(world, protocol, data=arguments.data)
     if arguments.html is not None:

@@ -28,7 +28,7 @@ from worldgen.evaluation.live import step_together
 from worldgen.evaluation.machine import hardware, versions
 from worldgen.evaluation.material import load_world_probes, roller_of
 from worldgen.evaluation.measures import fraction
-from worldgen.generation import Session
+from worldgen.generation import SamplingConfig, Session
 from worldgen.generation.batch import LARGEST_BATCH
 from worldgen.pipeline import World
 
@@ -51,6 +51,8 @@ class TextProtocol:
     """Facts are read again so much later, after rest actions; 0: only from the first frame."""
     decoder: str | None = None
     """None: the first on the world's card."""
+    sampling: SamplingConfig | None = None
+    """None: the card's."""
 
     def __post_init__(self) -> None:
         if self.captions < 2 or self.seed < 0 or not 0 <= self.seconds_on < 3600:
@@ -89,6 +91,7 @@ def evaluate_text(
     readers = _Readers.of(world)
     captions, real = _choose(Dataset(data), readers, protocol)
     steps = round(protocol.seconds_on * world.frames_per_second)
+    sampling = protocol.sampling or world.card.sampling
     drawn: dict[str, list[Frames]] = defaultdict(list)
     with tqdm(
         total=len(captions) * (2 + steps),
@@ -137,8 +140,8 @@ def evaluate_text(
             "split": "test",
             "seed": protocol.seed,
             "decoder": protocol.decoder or world.card.decoders[0],
-            "temperature": world.card.sampling.temperature,
-            "text_guidance": world.card.sampling.text_guidance,
+            "temperature": sampling.temperature,
+            "text_guidance": sampling.text_guidance,
         },
         "judges": readers.held_out,
         "facts": {
@@ -226,7 +229,15 @@ def _draw(
         begun = []
         for row, text in enumerate(texts):
             seed = protocol.seed + first + row
-            begun.append(world.session(start=None, text=text, seed=seed, decoder=protocol.decoder))
+            begun.append(
+                world.session(
+                    start=None,
+                    text=text,
+                    seed=seed,
+                    decoder=protocol.decoder,
+                    sampling=protocol.sampling,
+                )
+            )
             tell(1)
         return begun
 
