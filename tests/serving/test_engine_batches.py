@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,10 +74,10 @@ def test_a_step_that_fails_in_a_batch_fails_alone(
     observe = NextFrameTransformer.observe
     marked = who[1].current.session.ids
 
-    def breaks(model: NextFrameTransformer, cache: object, ids: object, action: object) -> object:
-        if (np.asarray(ids) == marked).all(axis=1).any():
+    def breaks(model: NextFrameTransformer, *step: Any) -> object:
+        if (np.asarray(step[1]) == marked).all(axis=1).any():
             raise ZeroDivisionError
-        return observe(model, cache, ids, action)  # type: ignore[arg-type]
+        return observe(model, *step)
 
     with monkeypatch.context() as broken:
         broken.setattr(NextFrameTransformer, "observe", breaks)
