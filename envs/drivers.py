@@ -172,6 +172,14 @@ class CarDriver:
         return np.array([steering, pedals])
 
 
+def _require_crafter(environment: gymnasium.Env[Any, Any], driver: str) -> None:
+    if not isinstance(environment.unwrapped, Crafter):
+        raise ConfigError(
+            f"driver {driver!r} plays crafter, not {environment.unwrapped}; "
+            "record with env.driver=random"
+        )
+
+
 class CrafterExplorer:
     """Walks long straight stretches to new places, gathers, digs, builds and crafts on the way.
 
@@ -185,11 +193,7 @@ class CrafterExplorer:
     name = "explorer"
 
     def __init__(self, environment: gymnasium.Env[Any, Any], generator: np.random.Generator):
-        if not isinstance(environment.unwrapped, Crafter):
-            raise ConfigError(
-                f"driver 'explorer' plays crafter, not {environment.unwrapped}; "
-                "record with env.driver=random"
-            )
+        _require_crafter(environment, self.name)
         self._generator = generator
         self._random_share = generator.uniform(0.02, 0.2)
         self._diligence = generator.uniform(0.2, 0.95)
@@ -339,11 +343,7 @@ class CrafterReturner:
     name = "returning"
 
     def __init__(self, environment: gymnasium.Env[Any, Any], generator: np.random.Generator):
-        if not isinstance(environment.unwrapped, Crafter):
-            raise ConfigError(
-                f"driver 'returning' plays crafter, not {environment.unwrapped}; "
-                "record with env.driver=random"
-            )
+        _require_crafter(environment, self.name)
         self._explorer = CrafterExplorer(environment, generator)
         self._generator = generator
         self._mode = "explore"

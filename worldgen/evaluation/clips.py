@@ -47,6 +47,13 @@ class ClipSpec:
     digest: str = ""
     """SHA-256 of the clip's frames as recorded; empty when unknown."""
 
+    def lead(self, environment: RealEnvironment) -> UInt8[np.ndarray, "height width 3"]:
+        """Bring an environment to the end of the context; return that frame."""
+        frame = environment.reset(seed=self.seed)
+        for action in self.actions[: self.context_end]:
+            frame = environment.step(action)
+        return frame
+
 
 @dataclass(frozen=True, kw_only=True)
 class Clips:

@@ -12,7 +12,7 @@ from worldgen.generation import Session, Start
 from worldgen.generation.batch import advance_together
 from worldgen.pipeline import World
 
-__all__ = ["play_together", "sessions_after", "step_together"]
+__all__ = ["frames_of", "play_together", "sessions_after", "step_together"]
 
 
 def sessions_after(
@@ -40,6 +40,11 @@ def sessions_after(
     ]
 
 
+def frames_of(sessions: Sequence[Session]) -> UInt8[np.ndarray, "session height width 3"]:
+    """Return the current frame of each session."""
+    return np.stack([session.frame for session in sessions])
+
+
 def step_together(sessions: Sequence[Session], known: np.ndarray) -> None:
     """Let each session take one step.
 
@@ -62,9 +67,9 @@ def play_together(
         actions: [session, step, group].
         tell: Told how many frames were drawn.
     """
-    frames = [np.stack([session.frame for session in sessions])]
+    frames = [frames_of(sessions)]
     for step in range(actions.shape[1]):
         step_together(sessions, actions[:, step : step + sessions[0].frames_per_step])
-        frames.append(np.stack([session.frame for session in sessions]))
+        frames.append(frames_of(sessions))
         tell(len(sessions))
     return np.stack(frames, axis=1)

@@ -26,7 +26,7 @@ from worldgen.evaluation.judges.inverse_dynamics import (
 from worldgen.evaluation.judges.inverse_dynamics_measures import measure_actions
 from worldgen.evaluation.judges.probes import TileProbe
 from worldgen.evaluation.judges.tile_following import TileRules, action_names, follow_tiles
-from worldgen.evaluation.live import sessions_after, step_together
+from worldgen.evaluation.live import frames_of, sessions_after, step_together
 from worldgen.evaluation.machine import hardware, versions
 from worldgen.evaluation.material import clips_of, load_world_probes
 from worldgen.evaluation.pages.film_strip import draw_film_strip
@@ -284,11 +284,11 @@ class _Stepped:
         self._known: list[deque[np.ndarray]] = [deque() for _ in sessions]
 
     def roll(self, steps: int, tell: Callable[[int], Any]) -> _Rolled:
-        frames, actions, calls = [self._seen()], [], 0.0
+        frames, actions, calls = [frames_of(self._sessions)], [], 0.0
         for _ in range(steps):
             known = self._next()
             step_together(self._sessions, known)
-            frames.append(self._seen())
+            frames.append(frames_of(self._sessions))
             actions.append(known[:, 0])
             for session in self._sessions:
                 # Frames that were drawn together with one before took no calls of their own.
@@ -298,9 +298,6 @@ class _Stepped:
         return _Rolled(
             frames=np.stack(frames, axis=1), actions=np.stack(actions, axis=1), calls=calls
         )
-
-    def _seen(self) -> UInt8[np.ndarray, "session height width 3"]:
-        return np.stack([session.frame for session in self._sessions])
 
     def _next(self) -> np.ndarray:
         """Return the actions of the next step and those known after it, [session, action, group]."""

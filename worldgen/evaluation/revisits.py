@@ -20,7 +20,7 @@ from worldgen.evaluation.judges.tile_following import (
     landmarks,
     player_cell,
 )
-from worldgen.evaluation.live import sessions_after, step_together
+from worldgen.evaluation.live import frames_of, sessions_after, step_together
 from worldgen.evaluation.machine import hardware, versions
 from worldgen.evaluation.material import clips_of, tile_probe
 from worldgen.evaluation.measures import fraction, shift_agreement
@@ -181,7 +181,7 @@ def evaluate_revisits(
                     sessions = sessions_after(
                         each, part, decoder=protocol.decoder, first_seed=first
                     )
-                    made[name] = [go(_seen(sessions), _dream(sessions, settings[name]))]
+                    made[name] = [go(frames_of(sessions), _dream(sessions, settings[name]))]
                 if environment is not None:
                     made["simulator"] = [
                         go(*_simulate(environment, spec, settings[world.name]))
@@ -241,14 +241,10 @@ def _named(worlds: Iterable[World]) -> dict[str, World]:
     return named
 
 
-def _seen(sessions: Sequence[Session]) -> UInt8[np.ndarray, "walk height width 3"]:
-    return np.stack([session.frame for session in sessions])
-
-
 def _dream(sessions: Sequence[Session], settings: Mapping[str, np.ndarray]) -> _Step:
     def step(moves: Sequence[str]) -> np.ndarray:
         step_together(sessions, np.stack([settings[move] for move in moves])[:, None])
-        return _seen(sessions)
+        return frames_of(sessions)
 
     return step
 
@@ -257,10 +253,7 @@ def _simulate(
     environment: RealEnvironment, spec: ClipSpec, settings: Mapping[str, np.ndarray]
 ) -> tuple[UInt8[np.ndarray, "1 height width 3"], _Step]:
     """Lead the environment to the end of a clip's context; return that frame, and what goes on."""
-    frame = environment.reset(seed=spec.seed)
-    for action in spec.actions[: spec.context_end]:
-        frame = environment.step(action)
-    return frame[None], lambda moves: environment.step(settings[moves[0]])[None]
+    return spec.lead(environment)[None], lambda moves: environment.step(settings[moves[0]])[None]
 
 
 def walk(

@@ -29,12 +29,10 @@ class Simulators:
         if card is None:
             raise EnvironmentMissingError(f"world {world.name!r} names no real environment")
         self._environments = [RealEnvironment(card.id, card.options) for _ in specs]
-        self._last = []
-        for environment, spec in zip(self._environments, specs, strict=True):
-            frame = environment.reset(seed=spec.seed)
-            for action in spec.actions[: spec.context_end]:
-                frame = environment.step(action)
-            self._last.append(frame)
+        self._last = [
+            spec.lead(environment)
+            for environment, spec in zip(self._environments, specs, strict=True)
+        ]
 
     @classmethod
     def of(cls, world: World, specs: Sequence[ClipSpec]) -> "Simulators | None":

@@ -24,7 +24,7 @@ from worldgen.data.captions import (
 from worldgen.data.episodes import Dataset
 from worldgen.errors import ConfigError, DataError
 from worldgen.evaluation.judges.probes import MotionProbe, TileProbe
-from worldgen.evaluation.live import step_together
+from worldgen.evaluation.live import frames_of, step_together
 from worldgen.evaluation.machine import hardware, versions
 from worldgen.evaluation.material import load_world_probes, roller_of
 from worldgen.evaluation.measures import fraction
@@ -243,20 +243,16 @@ def _draw(
 
     told = begin(caption.text for caption in captions)
     frames = {
-        "generated": _seen(told),
-        "no_text": _seen(begin(None for _ in captions)),
+        "generated": frames_of(told),
+        "no_text": frames_of(begin(None for _ in captions)),
     }
     if steps:
         rest = world.action_tokenizer.schema.rest()
         for _ in range(steps):
             step_together(told, np.broadcast_to(rest, (len(told), 1, len(rest))))
             tell(len(told))
-        frames["later"] = _seen(told)
+        frames["later"] = frames_of(told)
     return frames
-
-
-def _seen(sessions: Sequence[Session]) -> Frames:
-    return np.stack([session.frame for session in sessions])
 
 
 @dataclass(frozen=True, kw_only=True)

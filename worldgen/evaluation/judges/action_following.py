@@ -135,9 +135,7 @@ def simulate_held_actions(
         if progress is not None:
             progress(f"state {number + 1} of {len(specs)}")
         for action, settings in actions.items():
-            environment.reset(seed=spec.seed)
-            for taken in spec.actions[: spec.context_end]:
-                environment.step(taken)
+            spec.lead(environment)
             yaw, speed = float(environment.info["yaw"]), float(environment.info["speed"])
             for _ in range(steps):
                 environment.step(settings)
